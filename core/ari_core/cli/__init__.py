@@ -1,0 +1,1 @@
+"""The `ari` command: parse, call one workflow, render."""

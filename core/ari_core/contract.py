@@ -1,0 +1,634 @@
+"""The backend contract (API 0): what a store owes, and nothing more. Read this file to write a backend.
+
+A backend stores and returns *artifacts*: one gzip archive each, with a few facts about it. Public methods here
+are final: they check arguments and capabilities, translate errors (also while a stream is read) and count bytes.
+Authors write the underscore methods. Nothing here retries, verifies or caches: core does, around any backend.
+
+A backend is synchronous, may be called from several threads, and can never mark anything as verified: every
+`Artifact` it returns is a claim that core checks by hashing what it reads.
+"""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Final,
+    Literal,
+    NewType,
+    Protocol,
+    Self,
+    TypeVar,
+    final,
+    runtime_checkable,
+)
+
+from ari_core.errors import (
+    AriError,
+    BackendBug,
+    BackendError,
+    IntegrityError,
+    RangeError,
+    Unavailable,
+    Unsupported,
+)
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from pathlib import Path
+    from types import TracebackType
+
+    from pydantic import BaseModel
+
+API: Final = 0
+
+CHUNK: Final = 128 * 1024
+"""Bytes moved at a time; measured best here (docs/benchmark.md)."""
+
+_E = TypeVar("_E", bound=BackendError)
+_P = TypeVar("_P")
+
+Locator = NewType("Locator", str)
+"""Names one stored artifact inside one backend. Opaque: only the backend that made it reads it."""
+
+
+class ReadStream(Protocol):
+    """All that is asked of a stream."""
+
+    def read(self, size: int, /) -> bytes:
+        """Returns at most `size` bytes, b"" only at the end."""
+
+
+class Claim(enum.IntEnum):
+    """How surely a backend says that a ref is its own. The most specific wins; a tie is an error."""
+
+    NO = 0
+    SCHEME = 1
+    EXACT = 2
+
+
+class Visibility(enum.StrEnum):
+    """Who may read an artifact. Only ever moves up, in this order."""
+
+    STAGED = "staged"
+    PRIVATE_TOKEN = "private-token"  # noqa: S105 - a level, not a password
+    UNLISTED = "unlisted"
+    PUBLIC = "public"
+
+    @property
+    def rank(self) -> int:
+        """Position in the order, 0 for `STAGED`."""
+        return list(Visibility).index(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a store can do. Every default is the weakest promise.
+
+    On the class these are the most the backend can ever do; `Backend.probe` returns what this very store does.
+
+    Attributes:
+        put: Takes new artifacts.
+        delete: ``unpublished`` means only while it is staged.
+        list: ``eventual`` may lag behind writes, ``immediate`` never does.
+        ranges: `Backend.open` can start in the middle without reading what is before.
+        exclusive_create: Of several writers of one artifact exactly one gets ``created=True``.
+        visibility: ``recorded`` keeps the level but stops nobody, ``enforced`` refuses readers.
+        levels: Levels that `Backend.raise_visibility` can reach.
+        stores_meta: Keeps owner, visibility and creation time with the artifact.
+    """
+
+    put: bool = False
+    delete: Literal["no", "unpublished", "yes"] = "no"
+    list: Literal["no", "eventual", "immediate"] = "no"
+    ranges: bool = False
+    exclusive_create: bool = False
+    visibility: Literal["none", "recorded", "enforced"] = "none"
+    levels: frozenset[Visibility] = frozenset()
+    stores_meta: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BackendSpec:
+    """What a plugin's `ari_backends` hook returns for each backend. Cheap: importing it loads no SDK.
+
+    Attributes:
+        name: As in ``--backend NAME``.
+        backend: Import string of the class, ``"package.module:Class"``.
+        help: One line.
+        claims: Pure function of a ref; does no I/O and never raises.
+        api: The contract's number this backend was written for.
+        extra: Requirement that installs what the backend needs (``"ari-registry[s3]"``), if its import can fail.
+    """
+
+    name: str
+    backend: str
+    help: str
+    claims: Callable[[str], Claim]
+    api: int = API
+    extra: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CommandGroupSpec:
+    """A plugin's command group, described so that ``ari --help`` shows it without importing it.
+
+    Attributes:
+        name: ``ari NAME …``.
+        app: Import string of a `typer.Typer`, ``"package.module:app"``.
+        help: One line.
+        extra: Requirement that installs what it needs, if its import can fail.
+    """
+
+    name: str
+    app: str
+    help: str
+    extra: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """What a store says about one artifact. None: not known without reading it. All are claims."""
+
+    locator: Locator
+    size: int | None = None
+    archive_sha256: str | None = None
+    bundle_sha256: str | None = None
+    visibility: Visibility | None = None
+    owners: tuple[str, ...] | None = None
+    created: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewArtifact:
+    """What goes with a new artifact.
+
+    Attributes:
+        created: Time of publication, UTC.
+        owner: Who it belongs to, for stores that serve a registry.
+        wish: The visibility the author wants in the end; the artifact itself starts staged.
+        description: Free text facts for stores that show them (title, license, …).
+        previous: The artifact this checkpoint published last, which this one supersedes.
+    """
+
+    created: datetime
+    owner: str | None = None
+    wish: Visibility | None = None
+    description: Mapping[str, str] = field(default_factory=dict)
+    previous: Locator | None = None
+
+
+class Source(ABC):
+    """Core's side of a put: a verified gzip archive to read.
+
+    `open` may be called again for a second attempt. The stream raises before its end if anything disagrees with
+    the claims below, so a backend that makes the artifact visible only after a clean end can never store a wrong
+    one.
+
+    Attributes:
+        size: Bytes of the archive.
+        archive_sha256: Digest of those bytes.
+        bundle_sha256: Digest of the canonical file list.
+    """
+
+    size: int
+    archive_sha256: str
+    bundle_sha256: str
+
+    @abstractmethod
+    def open(self) -> AbstractContextManager[ReadStream]:
+        """Starts reading from the beginning."""
+
+    @property
+    @abstractmethod
+    def manifest(self) -> bytes:
+        """The manifest's bytes.
+
+        Raises:
+            BackendBug: Asked for before a clean end of the stream, by a source that cannot know it earlier.
+        """
+
+    @property
+    def local_path(self) -> Path | None:
+        """A file that core owns and the backend may move or link instead of reading, or None."""
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenContext:
+    """What core tells a backend about the run it is opened for.
+
+    Attributes:
+        checkpoint: The checkpoint directory, when there is one.
+        warn: Shows the user one line.
+    """
+
+    checkpoint: Path | None = None
+    warn: Callable[[str], None] = lambda _line: None
+
+
+class Backend(ABC):
+    """A store. Subclass it, set the class values, write the underscore methods your capabilities name.
+
+    Attributes:
+        name: Same as in the `BackendSpec`.
+        capabilities: The most this backend can do.
+        Settings: A pydantic model with ``extra="forbid"``; secrets as `pydantic.SecretStr`.
+        aliases: Environment variables read for a setting besides ``ARI_<BACKEND>_<KEY>``, by setting.
+    """
+
+    name: ClassVar[str]
+    capabilities: ClassVar[Capabilities]
+    Settings: ClassVar[type[BaseModel]]
+    aliases: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
+    def __init__(self, settings: Any, context: OpenContext | None = None) -> None:
+        """Keeps the settings. Opening is not creating: make no folder and send no request here."""
+        self.settings = settings
+        self.context = context or OpenContext()
+
+    # -- for authors ---------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _resolve(self, ref: str) -> Locator:
+        """Turns a ref into a pinned locator (a version, a full id). May use the network."""
+
+    @abstractmethod
+    def _ref(self, locator: Locator) -> str:
+        """Returns a portable ref without secrets; ``resolve(ref(locator)) == locator``."""
+
+    @abstractmethod
+    def _stat(self, locator: Locator) -> Artifact:
+        """Describes an artifact; `NotFound` only when it is certainly absent."""
+
+    @abstractmethod
+    def _open(self, locator: Locator, offset: int) -> AbstractContextManager[ReadStream]:
+        """Reads from `offset`, which is 0 unless ``ranges`` is declared. ``read(n)`` returns b"" at the end."""
+
+    def _probe(self) -> Capabilities:
+        """Returns what this very store does; checks reach and credentials, cheaply."""
+        return self.capabilities
+
+    def _close(self) -> None:  # noqa: B027 - nothing to let go of is the common case
+        """Lets go of connections. May be called twice."""
+
+    def _put(
+        self, source: Source, new: NewArtifact, resume: Locator | None, on_reserved: Callable[[Locator], None]
+    ) -> tuple[Artifact, bool]:
+        """Stores an archive, staged; see `put`."""
+        raise NotImplementedError
+
+    def _raise_visibility(self, locator: Locator, target: Visibility) -> Visibility:
+        """Raises the level; see `raise_visibility`."""
+        raise NotImplementedError
+
+    def _delete(self, locator: Locator) -> None:
+        """Removes metadata first, then bytes; absent is fine."""
+        raise NotImplementedError
+
+    def _list(self, after: str | None) -> Iterator[tuple[Artifact, str]]:
+        """Yields artifacts with the cursor that continues behind each."""
+        raise NotImplementedError
+
+    def _translate(self, error: Exception) -> BackendError | None:
+        """Turns a foreign exception (of an SDK, of the system) into ours; None if it is not known."""
+        return None
+
+    def reader_options(self) -> Mapping[str, str]:
+        """Settings without secrets that a reader of our refs must repeat as ``-o key=value``."""
+        return {}
+
+    # -- for callers: final --------------------------------------------------------------------------------------
+
+    @final
+    def resolve(self, ref: str) -> Locator:
+        """Turns a ref into a pinned locator.
+
+        Raises:
+            NotFound: There certainly is no such artifact.
+            BackendError: Anything else.
+        """
+        with self._errors():
+            return self._resolve(ref)
+
+    @final
+    def ref(self, locator: Locator) -> str:
+        """Returns the portable ref of a locator."""
+        with self._errors():
+            return self._ref(locator)
+
+    @final
+    def stat(self, locator: Locator) -> Artifact:
+        """Describes an artifact without reading it.
+
+        Raises:
+            NotFound: It is certainly absent.
+            BackendError: Anything else.
+        """
+        with self._errors():
+            return self._stat(locator)
+
+    @final
+    def open(self, locator: Locator, offset: int = 0) -> AbstractContextManager[ReadStream]:
+        """Reads an archive from `offset` to its very end.
+
+        The stream ends exactly at the artifact's size or raises; without ``ranges`` the bytes before `offset` are
+        read and thrown away. Errors of the ``with`` block itself pass through untouched.
+
+        Raises:
+            NotFound: Certainly absent.
+            RangeError: `offset` is past the end.
+            BackendError: Anything else, also while reading.
+        """
+        return _Opened(self, locator, offset)
+
+    @final
+    def probe(self) -> Capabilities:
+        """Returns the capabilities of this very store, after checking reach and credentials.
+
+        Raises:
+            BackendError: It cannot be reached or refuses us.
+        """
+        with self._errors():
+            found = self._probe()
+        for name in ("put", "ranges", "exclusive_create", "stores_meta"):
+            if getattr(found, name) and not getattr(self.capabilities, name):
+                raise self._named(BackendBug(f"probe reports {name}, which the class does not declare"))
+        return found
+
+    @final
+    def close(self) -> None:
+        """Lets go of connections; may be called twice."""
+        with self._errors():
+            self._close()
+
+    @final
+    def put(
+        self,
+        source: Source,
+        new: NewArtifact,
+        *,
+        resume: Locator | None = None,
+        on_reserved: Callable[[Locator], None] = lambda _locator: None,
+    ) -> tuple[Artifact, bool]:
+        """Stores an archive. It starts staged, and nothing is visible before the source ended cleanly.
+
+        Args:
+            source: The archive; an exception while reading it means: abort, leave nothing.
+            new: What goes with it.
+            resume: What an interrupted put of the same bundle reserved.
+            on_reserved: Called as soon as a durable name exists, so that the caller can note it and resume.
+
+        Returns:
+            What is stored, and whether this call created it. The same archive again gives ``created=False``.
+
+        Raises:
+            Unsupported: This store takes no artifacts.
+            AlreadyExists: Something else is stored in this place.
+            BackendError: Anything else.
+        """
+        self._require(put=self.capabilities.put)
+        reading = _WatchedSource(source)
+        with self._errors():
+            artifact, created = self._put(reading, new, resume, on_reserved)
+        if created and not (reading.ended or reading.handed_over):
+            raise self._named(BackendBug("put reports success without having read the archive to its end"))
+        for claim, truth in ((artifact.size, source.size), (artifact.archive_sha256, source.archive_sha256)):
+            if created and claim is not None and claim != truth:
+                raise self._named(IntegrityError(f"the store holds {claim}, but {truth} was sent"))
+        return artifact, created
+
+    @final
+    def raise_visibility(self, locator: Locator, target: Visibility) -> Visibility:
+        """Raises the level to at least `target`; racing calls end at the highest.
+
+        Returns:
+            The level now stored.
+
+        Raises:
+            Unsupported: `target` is not a level of this store; nothing was changed.
+            BackendError: Anything else.
+        """
+        self._require(raise_visibility=self.capabilities.visibility != "none")
+        if target not in self.capabilities.levels:
+            known = ", ".join(level for level in Visibility if level in self.capabilities.levels)
+            raise self._named(Unsupported(f"this store has no level '{target}', only: {known}"))
+        with self._errors():
+            return self._raise_visibility(locator, target)
+
+    @final
+    def delete(self, locator: Locator) -> None:
+        """Deletes an artifact; one that is absent is fine.
+
+        Raises:
+            Unsupported: This store deletes nothing, or not this.
+            BackendError: Anything else.
+        """
+        self._require(delete=self.capabilities.delete != "no")
+        with self._errors():
+            self._delete(locator)
+
+    @final
+    def list(self, after: str | None = None) -> Iterator[tuple[Artifact, str]]:
+        """Yields every artifact once, each with the cursor that continues behind it.
+
+        Raises:
+            Unsupported: This store lists nothing.
+            BackendError: Anything else, also in the middle; it never ends early.
+        """
+        self._require(list=self.capabilities.list != "no")
+        with self._errors():
+            yield from self._list(after)
+
+    def optional(self, protocol: type[_P]) -> _P | None:
+        """Returns this backend as one of the optional protocols below, or None if it does not have it."""
+        return self if isinstance(self, protocol) else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _require(self, **capability: bool) -> None:
+        for name, present in capability.items():
+            if not present:
+                raise self._named(Unsupported(f"the backend '{self.name}' cannot {name.replace('_', ' ')}"))
+
+    def _named(self, error: _E) -> _E:
+        error.backend = error.backend or self.name
+        return error
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except BackendError as error:
+            self._named(error)
+            raise
+        except AriError:
+            raise
+        except Exception as error:
+            ours = self._translate(error) or BackendBug(
+                f"the backend '{self.name}' failed: {type(error).__name__}: {error}"
+            )
+            raise self._named(ours) from error
+
+
+# -- optional, one method each: `Backend.optional(SupportsX)` ----------------------------------------------------
+
+
+@runtime_checkable
+class SupportsManifest(Protocol):
+    """Returns the manifest faster than core, which reads it from the bundle."""
+
+    def manifest(self, locator: Locator) -> bytes:
+        """Returns the manifest, byte for byte as in the bundle."""
+
+
+@runtime_checkable
+class SupportsDirectUrl(Protocol):
+    """Gives a URL that anybody can read the archive from for `ttl` seconds."""
+
+    def direct_url(self, locator: Locator, ttl: float) -> str:
+        """Returns a URL valid for `ttl` seconds."""
+
+
+@runtime_checkable
+class SupportsLocalPath(Protocol):
+    """The archive is a local file."""
+
+    def local_path(self, locator: Locator) -> Path:
+        """Returns where the archive is."""
+
+
+@runtime_checkable
+class SupportsProviderChecksum(Protocol):
+    """The provider's own checksum as ``(algorithm, hex digits)``: weak evidence, never verification."""
+
+    def provider_checksum(self, locator: Locator) -> tuple[str, str]:
+        """Returns algorithm and hex digits."""
+
+
+@runtime_checkable
+class SupportsWorkdir(Protocol):
+    """Names a folder where core should build an archive, so that storing it is a rename."""
+
+    def workdir(self) -> Path:
+        """Returns an existing folder."""
+
+
+@runtime_checkable
+class SupportsOwners(Protocol):
+    """Ownership, for stores that serve a registry."""
+
+    def claim(self, locator: Locator, user: str) -> None:
+        """Makes `user` an owner too."""
+
+    def disclaim(self, locator: Locator, user: str) -> None:
+        """Removes `user` from the owners."""
+
+
+# -- what stands between a backend and its caller ----------------------------------------------------------------
+
+
+class _Opened(AbstractContextManager[ReadStream]):
+    """`Backend.open` under way."""
+
+    def __init__(self, backend: Backend, locator: Locator, offset: int) -> None:
+        self._backend, self._locator, self._offset = backend, locator, offset
+
+    def __enter__(self) -> ReadStream:
+        backend, offset = self._backend, self._offset
+        if offset < 0:
+            raise RangeError(f"offset {offset} is before the beginning")
+        with backend._errors():  # noqa: SLF001 - one unit with Backend
+            size = backend._stat(self._locator).size  # noqa: SLF001
+            if size is not None and offset > size:
+                raise RangeError(f"offset {offset} is past the end at {size}")
+            start = offset if backend.capabilities.ranges else 0
+            self._inner = backend._open(self._locator, start)  # noqa: SLF001
+            raw = self._inner.__enter__()
+        stream = _CheckedStream(backend, raw, None if size is None else size - start)
+        try:
+            stream.discard(offset - start)
+        except BaseException as error:
+            self._inner.__exit__(type(error), error, error.__traceback__)
+            raise
+        return stream
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._backend._errors():  # noqa: SLF001
+            self._inner.__exit__(kind, error, trace)
+
+
+class _CheckedStream:
+    """A backend's stream whose errors are translated and whose end is where it should be."""
+
+    def __init__(self, backend: Backend, raw: ReadStream, left: int | None) -> None:
+        self._backend, self._raw, self._left = backend, raw, left
+
+    def read(self, size: int, /) -> bytes:
+        backend = self._backend
+        with backend._errors():  # noqa: SLF001
+            data = self._raw.read(size)
+            if len(data) > size:
+                raise BackendBug(f"read({size}) returned {len(data)} bytes")
+            if self._left is not None:
+                self._left -= len(data)
+                if self._left < 0:
+                    raise IntegrityError("the store sends more bytes than it announced")
+                if not data and size and self._left:
+                    raise Unavailable(f"the store's answer ended {self._left} bytes early")
+        return data
+
+    def discard(self, count: int) -> None:
+        while count:
+            data = self.read(min(count, CHUNK))
+            if not data:
+                raise RangeError("the offset is past the end")
+            count -= len(data)
+
+
+class _WatchedSource(Source):
+    """A source that knows whether it was read to its end."""
+
+    def __init__(self, inner: Source) -> None:
+        self._inner = inner
+        self.size, self.archive_sha256, self.bundle_sha256 = inner.size, inner.archive_sha256, inner.bundle_sha256
+        self.ended = False
+        self.handed_over = False
+
+    @contextmanager
+    def open(self) -> Iterator[ReadStream]:
+        with self._inner.open() as stream:
+            yield _WatchedStream(self, stream)
+
+    @property
+    def manifest(self) -> bytes:
+        return self._inner.manifest
+
+    @property
+    def local_path(self) -> Path | None:
+        path = self._inner.local_path
+        self.handed_over = path is not None
+        return path
+
+
+class _WatchedStream:
+    def __init__(self, source: _WatchedSource, inner: ReadStream) -> None:
+        self._source, self._inner = source, inner
+
+    def read(self, size: int, /) -> bytes:
+        data = self._inner.read(size)
+        if not data and size:
+            self._source.ended = True
+        return data
