@@ -13,8 +13,8 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field, fields
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -38,6 +38,7 @@ from ari_core.errors import (
     Unavailable,
     Unsupported,
 )
+from ari_core.streams import CHUNK, ReadStream
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -46,23 +47,37 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
 
-API: Final = 0
+__all__ = [
+    "API",
+    "CHUNK",
+    "Artifact",
+    "Backend",
+    "BackendSpec",
+    "Capabilities",
+    "Claim",
+    "CommandGroupSpec",
+    "Locator",
+    "NewArtifact",
+    "OpenContext",
+    "ReadStream",
+    "Source",
+    "SupportsDirectUrl",
+    "SupportsLocalPath",
+    "SupportsManifest",
+    "SupportsOwners",
+    "SupportsProviderChecksum",
+    "SupportsWorkdir",
+    "Visibility",
+    "WatchedSource",
+]
 
-CHUNK: Final = 128 * 1024
-"""Bytes moved at a time; measured best here (docs/benchmark.md)."""
+API: Final = 0
 
 _E = TypeVar("_E", bound=BackendError)
 _P = TypeVar("_P")
 
 Locator = NewType("Locator", str)
 """Names one stored artifact inside one backend. Opaque: only the backend that made it reads it."""
-
-
-class ReadStream(Protocol):
-    """All that is asked of a stream."""
-
-    def read(self, size: int, /) -> bytes:
-        """Returns at most `size` bytes, b"" only at the end."""
 
 
 class Claim(enum.IntEnum):
@@ -85,6 +100,9 @@ class Visibility(enum.StrEnum):
     def rank(self) -> int:
         """Position in the order, 0 for `STAGED`."""
         return list(Visibility).index(self)
+
+
+_WEAKEST_FIRST: Final = ("no", "none", "unpublished", "eventual", "recorded", "yes", "immediate", "enforced")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +130,16 @@ class Capabilities:
     visibility: Literal["none", "recorded", "enforced"] = "none"
     levels: frozenset[Visibility] = frozenset()
     stores_meta: bool = False
+
+    def beyond(self, most: Capabilities) -> tuple[str, ...]:
+        """Names what is promised here and not by `most`."""
+
+        def stronger(here: Any, there: Any) -> bool:
+            if isinstance(here, str):
+                return _WEAKEST_FIRST.index(here) > _WEAKEST_FIRST.index(there)
+            return not here <= there  # False and True, or sets of levels
+
+        return tuple(f.name for f in fields(self) if stronger(getattr(self, f.name), getattr(most, f.name)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +324,7 @@ class Backend(ABC):
         """Yields artifacts with the cursor that continues behind each."""
         raise NotImplementedError
 
-    def _translate(self, error: Exception) -> BackendError | None:
+    def _translate(self, error: Exception) -> BackendError | None:  # noqa: ARG002 - for authors to use
         """Turns a foreign exception (of an SDK, of the system) into ours; None if it is not known."""
         return None
 
@@ -357,9 +385,8 @@ class Backend(ABC):
         """
         with self._errors():
             found = self._probe()
-        for name in ("put", "ranges", "exclusive_create", "stores_meta"):
-            if getattr(found, name) and not getattr(self.capabilities, name):
-                raise self._named(BackendBug(f"probe reports {name}, which the class does not declare"))
+        if beyond := found.beyond(self.capabilities):
+            raise self._named(BackendBug(f"probe reports more than the class declares: {', '.join(beyond)}"))
         return found
 
     @final
@@ -380,7 +407,8 @@ class Backend(ABC):
         """Stores an archive. It starts staged, and nothing is visible before the source ended cleanly.
 
         Args:
-            source: The archive; an exception while reading it means: abort, leave nothing.
+            source: The archive; an exception while reading it means: abort, leave nothing. It passes through
+                unchanged, whatever it is.
             new: What goes with it.
             resume: What an interrupted put of the same bundle reserved.
             on_reserved: Called as soon as a durable name exists, so that the caller can note it and resume.
@@ -394,8 +422,8 @@ class Backend(ABC):
             BackendError: Anything else.
         """
         self._require(put=self.capabilities.put)
-        reading = _WatchedSource(source)
-        with self._errors():
+        reading = WatchedSource(source)
+        with self._errors(reading):
             artifact, created = self._put(reading, new, resume, on_reserved)
         if created and not (reading.ended or reading.handed_over):
             raise self._named(BackendBug("put reports success without having read the archive to its end"))
@@ -466,15 +494,16 @@ class Backend(ABC):
         return error
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def _errors(self, source: WatchedSource | None = None) -> Iterator[None]:
         try:
             yield
-        except BackendError as error:
-            self._named(error)
-            raise
-        except AriError:
-            raise
         except Exception as error:
+            if source is not None and error is source.failure:
+                raise
+            if isinstance(error, AriError):
+                if isinstance(error, BackendError):
+                    self._named(error)
+                raise
             ours = self._translate(error) or BackendBug(
                 f"the backend '{self.name}' failed: {type(error).__name__}: {error}"
             )
@@ -546,9 +575,9 @@ class _Opened(AbstractContextManager[ReadStream]):
 
     def __enter__(self) -> ReadStream:
         backend, offset = self._backend, self._offset
-        if offset < 0:
-            raise RangeError(f"offset {offset} is before the beginning")
         with backend._errors():  # noqa: SLF001 - one unit with Backend
+            if offset < 0:
+                raise RangeError(f"offset {offset} is before the beginning")
             size = backend._stat(self._locator).size  # noqa: SLF001
             if size is not None and offset > size:
                 raise RangeError(f"offset {offset} is past the end at {size}")
@@ -557,7 +586,8 @@ class _Opened(AbstractContextManager[ReadStream]):
             raw = self._inner.__enter__()
         stream = _CheckedStream(backend, raw, None if size is None else size - start)
         try:
-            stream.discard(offset - start)
+            with backend._errors():  # noqa: SLF001
+                stream.discard(offset - start)
         except BaseException as error:
             self._inner.__exit__(type(error), error, error.__traceback__)
             raise
@@ -598,37 +628,58 @@ class _CheckedStream:
             count -= len(data)
 
 
-class _WatchedSource(Source):
-    """A source that knows whether it was read to its end."""
+class WatchedSource(Source):
+    """A source that knows how it was read.
+
+    Attributes:
+        ended: It was read to its end.
+        handed_over: Its local file was given away.
+        failure: What it raised last, to be told from what the store raised.
+    """
 
     def __init__(self, inner: Source) -> None:
         self._inner = inner
         self.size, self.archive_sha256, self.bundle_sha256 = inner.size, inner.archive_sha256, inner.bundle_sha256
         self.ended = False
         self.handed_over = False
+        self.failure: Exception | None = None
 
     @contextmanager
     def open(self) -> Iterator[ReadStream]:
-        with self._inner.open() as stream:
+        """Starts reading from the beginning."""
+        with ExitStack() as stack:
+            with self._noting():
+                stream = stack.enter_context(self._inner.open())
             yield _WatchedStream(self, stream)
 
     @property
     def manifest(self) -> bytes:
+        """The manifest's bytes."""
         return self._inner.manifest
 
     @property
     def local_path(self) -> Path | None:
+        """A file to move or link, or None."""
         path = self._inner.local_path
         self.handed_over = path is not None
         return path
 
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.failure = error
+            raise
+
 
 class _WatchedStream:
-    def __init__(self, source: _WatchedSource, inner: ReadStream) -> None:
+    def __init__(self, source: WatchedSource, inner: ReadStream) -> None:
         self._source, self._inner = source, inner
 
     def read(self, size: int, /) -> bytes:
-        data = self._inner.read(size)
+        with self._source._noting():  # noqa: SLF001 - one unit
+            data = self._inner.read(size)
         if not data and size:
             self._source.ended = True
         return data

@@ -1,1 +1,56 @@
 """The `ari` command: parse, call one workflow, render."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from ari_core.errors import AriError, Case, InterruptedByUserError, escape, from_os_error
+
+_BUG = Case("bug", 70, 500, "this is a bug: please report it with what ARI_DEBUG=1 prints")
+_INTERRUPTED = InterruptedByUserError("interrupted; nothing was left half-done")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns the exit status; never lets an exception out."""
+    from ari_core.cli import output  # noqa: PLC0415 - the entry point imports little until it runs
+    from ari_core.cli.app import app  # noqa: PLC0415
+
+    arguments = sys.argv[1:] if arguments is None else arguments
+    output.use(json="--json" in arguments)  # so that errors of parsing come out right too
+    try:
+        status = app(arguments, prog_name="ari", standalone_mode=False)
+        sys.stdout.flush()
+        if status == _INTERRUPTED.exit_code:  # what typer makes of Ctrl-C
+            return _fail(_INTERRUPTED)
+    except KeyboardInterrupt:
+        return _fail(_INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output has enough of it; do not complain when the interpreter closes it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except AriError as error:
+        return _fail(error)
+    except OSError as error:
+        return _fail(from_os_error(error, "running the command"))
+    except Exception as error:  # noqa: BLE001 - the last resort: a sentence instead of a traceback
+        return output.usage_error(error) or _bug(error)
+    return status if isinstance(status, int) else 0
+
+
+def _fail(error: AriError) -> int:
+    from ari_core.cli import output  # noqa: PLC0415
+
+    if os.environ.get("ARI_DEBUG") and error.exit_code == _BUG.exit_code:
+        raise error
+    output.error(error.kind, error.message, error.hint)
+    return error.exit_code
+
+
+def _bug(error: Exception) -> int:
+    from ari_core.cli import output  # noqa: PLC0415
+
+    if os.environ.get("ARI_DEBUG"):
+        raise error
+    output.error(_BUG.kind, f"{type(error).__name__}: {escape(str(error))}", _BUG.advice)
+    return _BUG.exit_code

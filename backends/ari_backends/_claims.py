@@ -1,0 +1,37 @@
+"""Which refs belong to which built-in backend: pure functions that import no SDK and do no I/O."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Final
+from urllib.parse import urlsplit
+
+from ari_core.contract import Claim
+
+# "::" chains file systems in fsspec's URLs (simplecache::file:///…); only an IPv6 host has it for another reason.
+_IPV6_HOST: Final = re.compile(r"[^/?#]*\[[^]/?#]*\]")
+
+
+def is_loopback(host: str) -> bool:
+    """Says whether `host` (without brackets) is this very machine: 127.0.0.0/8, ::1 or ``localhost``."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def https_claims(ref: str) -> Claim:
+    """Claims ``https://…``, and ``http://…`` on this very machine; never a chained URL."""
+    scheme, separator, rest = ref.partition("://")
+    scheme = scheme.lower()
+    host = _IPV6_HOST.match(rest)
+    if not separator or scheme not in {"https", "http"} or "::" in rest[host.end() if host else 0 :]:
+        return Claim.NO
+    if scheme == "https":
+        return Claim.SCHEME
+    try:
+        name = urlsplit(ref).hostname or ""
+    except ValueError:
+        return Claim.NO
+    return Claim.SCHEME if is_loopback(name) else Claim.NO

@@ -1,0 +1,119 @@
+"""What the user sees: results on stdout, everything else on stderr, and with ``--json`` exactly one object."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+import typer
+from typer.exceptions import TyperException
+
+from ari_core.streams import Progress
+
+_UNITS: Final = ("bytes", "KB", "MB", "GB", "TB")
+_STEP: Final = 1000
+_SHOW_AFTER_SECONDS: Final = 0.5
+_state = {"json": False}
+
+
+def use(*, json: bool) -> None:
+    """Says whether results are to be one JSON object."""
+    _state["json"] = json
+
+
+def result(data: Mapping[str, Any], *lines: str) -> None:
+    """Prints a result: `data` as JSON, or `lines` for people."""
+    if _state["json"]:
+        print(json_module.dumps(data, ensure_ascii=False, indent=2, default=str))  # noqa: T201 - this is the output
+    else:
+        for line in lines:
+            print(line)  # noqa: T201 - this is the output
+
+
+def warn(line: str) -> None:
+    """Prints one warning line."""
+    print(f"warning: {line}", file=sys.stderr)  # noqa: T201 - this is the output
+
+
+def error(kind: str, message: str, hint: str | None) -> None:
+    """Prints an error: one line, and one more with the next step."""
+    if _state["json"]:
+        print(json_module.dumps({"error": {"kind": kind, "message": message, "hint": hint}}))  # noqa: T201
+    print(f"error: {message}", file=sys.stderr)  # noqa: T201 - this is the output
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)  # noqa: T201 - this is the output
+
+
+def usage_error(problem: Exception) -> int | None:
+    """Prints what the command-line parser complains about; None if `problem` is something else."""
+    if isinstance(problem, typer.Abort):
+        error("aborted", "not confirmed; nothing was changed", None)
+        return 2
+    if not isinstance(problem, TyperException):
+        return None
+    context = getattr(problem, "ctx", None)
+    if type(problem).__name__ == "NoArgsIsHelpError":
+        print(problem.format_message(), file=sys.stderr)  # noqa: T201 - this is the output
+    else:
+        path = context.command_path if context else "ari"
+        error("usage", problem.format_message(), f"`{path} --help` shows how to call it")
+    return 2
+
+
+def size(count: int) -> str:
+    """Returns a number of bytes for people: ``1.5 MB``."""
+    value, unit = float(count), _UNITS[0]
+    for unit in _UNITS:
+        if value < _STEP or unit == _UNITS[-1]:
+            break
+        value /= _STEP
+    return f"{count} {unit}" if unit == _UNITS[0] else f"{value:.1f} {unit}"
+
+
+def files(count: int) -> str:
+    """Returns a number of files for people: ``1 file``."""
+    return f"{count} file" if count == 1 else f"{count} files"
+
+
+@contextmanager
+def progress() -> Iterator[Progress | None]:
+    """Gives a callback that draws a progress bar, if there is a terminal to draw on and it takes long enough."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    bar = _Bar()
+    try:
+        yield bar.update
+    finally:
+        bar.stop()
+
+
+class _Bar:
+    """A bar of rich, which is imported only when something takes long."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._bar: Any = None
+        self._tasks: dict[str, Any] = {}
+
+    def update(self, what: str, done: int, total: int | None) -> None:
+        if self._bar is None:
+            if time.monotonic() - self._started < _SHOW_AFTER_SECONDS:
+                return
+            from rich.console import Console  # noqa: PLC0415 - costs more than most commands
+            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+
+            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._bar.start()
+        if what not in self._tasks:
+            self._tasks[what] = self._bar.add_task(what, total=total)
+        self._bar.update(self._tasks[what], completed=done, total=total)
+
+    def stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()

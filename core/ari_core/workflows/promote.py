@@ -1,0 +1,118 @@
+"""Raise the visibility of what was published; it never goes down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+from ari_core.contract import OpenContext, Visibility
+from ari_core.errors import AriError, CheckpointNotFoundError, UsageError
+from ari_core.names import quoted
+from ari_core.plugins import load_plugins
+from ari_core.record import Record, now, read_record, write_record
+from ari_core.settings import open_backend
+from ari_core.workflows.checkpoint import find_checkpoint
+from ari_core.workflows.publish import check_wish, embargo_end, is_dry_run
+from ari_core.wrappers import RetryBackend
+
+
+@dataclass(frozen=True, slots=True)
+class PromoteResult:
+    """What became of a promotion.
+
+    Attributes:
+        record: The record as it stands now; for a dry run, as it would stand.
+        changed: False when it had the level already.
+        enforced: Whether the store keeps readers out; if not, the level is only written down.
+        dry_run: Nothing was changed.
+    """
+
+    record: Record
+    changed: bool
+    enforced: bool
+    dry_run: bool
+
+
+def promote(
+    checkpoint: str | Path | None = None,
+    *,
+    target: str | None = None,
+    options: Mapping[str, str] | None = None,
+    dry_run: bool = False,
+) -> PromoteResult:
+    """Raises the visibility of the published bundle.
+
+    Args:
+        checkpoint: The checkpoint; default as for `publish`.
+        target: The level; default: the wish that was recorded when publishing. Never silently ``public``.
+        options: Settings of the backend.
+        dry_run: Check and change nothing; ``$ARI_PUBLISH_DRYRUN`` does the same.
+
+    Raises:
+        CheckpointNotFoundError: Nothing was published from it.
+        UsageError: No target, an embargo that has not ended, or a level below the present one.
+        AriError: As the backend says; the failure is noted in the record.
+    """
+    folder = find_checkpoint(checkpoint)
+    record = published_record(folder)
+    level = _target(record, target)
+    present = Visibility(check_wish(record.visibility))
+    if level.rank < present.rank:
+        raise UsageError(
+            f"visibility only moves up: this bundle is {present}, which is above {level}",
+            hint="nothing was changed",
+        )
+    dry_run = dry_run or is_dry_run()
+    store = RetryBackend(
+        open_backend(record.profile or record.backend, options, OpenContext(folder), load_plugins())
+    )
+    with store:
+        kind = store.capabilities.visibility
+        if dry_run or (level == present and kind == "none"):
+            return PromoteResult(record, changed=False, enforced=kind == "enforced", dry_run=dry_run)
+        try:
+            if kind != "none":
+                level = store.raise_visibility(store.resolve(record.ref), level)
+            else:
+                store.stat(store.resolve(record.ref))  # what is gone cannot be promoted
+        except AriError:
+            write_record(folder, record.with_event("promotion failed", promote_failed_at=now()))
+            raise
+    changed = level != present
+    done = record.with_event("promoted", visibility=str(level), promoted_at=now(), promote_failed_at=None)
+    write_record(folder, done)
+    return PromoteResult(done, changed=changed, enforced=kind == "enforced", dry_run=False)
+
+
+def published_record(checkpoint: Path) -> Record:
+    """Returns the record of a checkpoint from which something is published.
+
+    Raises:
+        CheckpointNotFoundError: Nothing is.
+    """
+    record = read_record(checkpoint)
+    if record is None or not record.ref:
+        raise CheckpointNotFoundError(
+            f"nothing is published from {quoted(str(checkpoint))}", hint="run `ari ear publish` first"
+        )
+    return record
+
+
+def _target(record: Record, target: str | None) -> Visibility:
+    end = embargo_end(target) or embargo_end(record.wish)
+    if end and end > datetime.now(UTC).date():
+        raise UsageError(
+            f"the bundle is under an embargo until {end.isoformat()}",
+            hint="promote it on that day, or publish again with another --visibility",
+        )
+    wish = target or record.wish
+    if isinstance(end, date) and embargo_end(wish):
+        return Visibility.PUBLIC
+    if wish in {None, Visibility.STAGED} and target is None:
+        raise UsageError(
+            "promote to which level? publish.yaml asks for none above staged",
+            hint=f"give --target, one of: {', '.join(level for level in Visibility if level.rank)}",
+        )
+    return Visibility(check_wish(str(wish)))

@@ -1,0 +1,420 @@
+"""Pack what was curated, store it, and write down where it is."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Final
+
+from ari_core.bundle.writer import ENCODER, Written, write_bundle
+from ari_core.contract import (
+    Artifact,
+    Backend,
+    Locator,
+    NewArtifact,
+    OpenContext,
+    Source,
+    SupportsWorkdir,
+    Visibility,
+)
+from ari_core.errors import (
+    ChangedSinceCurationError,
+    CheckpointNotFoundError,
+    ConfigurationError,
+    CurationError,
+    IntegrityError,
+    NotFound,
+    from_os_error,
+)
+from ari_core.fs import Staging, recover_tree
+from ari_core.limits import Limits
+from ari_core.manifest import Manifest, parse_manifest
+from ari_core.names import BUNDLE_NAME, MANIFEST_NAME, quoted
+from ari_core.plugins import load_plugins
+from ari_core.record import Record, now, read_record, write_record
+from ari_core.settings import open_backend
+from ari_core.streams import Progress, ReadStream
+from ari_core.verification import check_tree, read_tree_manifest, unlisted
+from ari_core.workflows.checkpoint import PUBLISHED, find_checkpoint
+from ari_core.wrappers import RetryBackend
+
+DRY_RUN_VARIABLE: Final = "ARI_PUBLISH_DRYRUN"
+DEFAULT_BACKEND: Final = "local-tarball"
+_EMBARGO: Final = re.compile(r"embargoed-until:(\d{4}-\d{2}-\d{2})")
+
+
+@dataclass(frozen=True, slots=True)
+class PublishResult:
+    """What was published, or would be.
+
+    Attributes:
+        record: The record as it stands now; for a dry run, as it would stand.
+        checkpoint: The checkpoint.
+        backend_reason: Why this backend was chosen.
+        created: False when the same bundle was there already.
+        dry_run: Nothing was written.
+        file_count: Files in the bundle.
+        warnings: What the author should know.
+        latex: The line for the paper.
+        clone_command: What a reader runs; works in an empty environment.
+    """
+
+    record: Record
+    checkpoint: Path
+    backend_reason: str
+    created: bool
+    dry_run: bool
+    file_count: int
+    warnings: tuple[str, ...]
+    latex: str
+    clone_command: str
+
+
+@dataclass(slots=True)
+class _Job:
+    """A publication under way."""
+
+    checkpoint: Path
+    manifest: Manifest
+    limits: Limits
+    progress: Progress | None
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def tree(self) -> Path:
+        return self.checkpoint / PUBLISHED
+
+
+def publish(
+    checkpoint: str | Path | None = None,
+    *,
+    backend: str | None = None,
+    options: Mapping[str, str] | None = None,
+    visibility: str | None = None,
+    dry_run: bool = False,
+    replace: bool = False,
+    allow_empty: bool = False,
+    limits: Limits | None = None,
+    progress: Progress | None = None,
+) -> PublishResult:
+    """Packs ``ear_published/``, checking it against its manifest in the same pass, and stores it, staged.
+
+    Args:
+        checkpoint: The checkpoint; default ``$ARI_CHECKPOINT_DIR``, else the current directory.
+        backend: A backend or profile; default: what ``publish.yaml`` says, else ``local-tarball``.
+        options: Settings of the backend.
+        visibility: The level wished for in the end; default: what ``publish.yaml`` says.
+        dry_run: Check everything and write nothing; ``$ARI_PUBLISH_DRYRUN`` does the same.
+        replace: Let the new bundle take the place of another one that is in the way.
+        allow_empty: Publish a bundle without any file.
+        limits: Default: `Limits.from_environment`.
+        progress: Told how far it is.
+
+    Raises:
+        CheckpointNotFoundError: There is no checkpoint, or it was not curated.
+        ChangedSinceCurationError: ``ear_published/`` is not what was curated.
+        AlreadyExists: Another bundle is in the way.
+        AriError: Anything else; nothing half-done is left, and running it again is safe.
+    """
+    job = _start(find_checkpoint(checkpoint), limits or Limits.from_environment(), progress)
+    if not job.manifest.files and not allow_empty:
+        raise CurationError(
+            "the bundle has no files: nothing in ear/ matches what publish.yaml includes",
+            hint="correct `include`, or publish the empty bundle with --allow-empty",
+        )
+    wish = check_wish(visibility or str(job.manifest.publish.get("visibility") or Visibility.STAGED))
+    name, reason = _choose(backend, job.manifest)
+    settings = dict(options or {})
+    if replace:
+        settings["replace"] = "true"
+    dry_run = dry_run or is_dry_run()
+    before = read_record(job.checkpoint)
+    context = OpenContext(checkpoint=job.checkpoint, warn=job.warnings.append)
+    with RetryBackend(open_backend(name, settings, context, load_plugins())) as store:
+        if store.capabilities.visibility != "enforced":
+            job.warnings.append(
+                f"'{store.name}' keeps nobody from reading: whoever reaches the place can read the bundle"
+            )
+        if dry_run:
+            check_tree(job.tree, limits=job.limits, expected=job.manifest.bundle_sha256, progress=progress)
+            store.probe()
+            record = Record(
+                backend=store.name,
+                bundle_sha256=job.manifest.bundle_sha256,
+                wish=wish,
+                timestamp=now(),
+                dry_run=True,
+                encoder=ENCODER,
+            )
+            return _result(job, record, reason, created=False)
+        record, created = _put(job, store, before, wish, profile=None if name == store.name else name)
+    write_record(job.checkpoint, record)
+    return _result(job, record, reason, created=created)
+
+
+def _start(checkpoint: Path, limits: Limits, progress: Progress | None) -> _Job:
+    recover_tree(checkpoint, PUBLISHED)
+    tree = checkpoint / PUBLISHED
+    if not tree.is_dir():
+        raise CheckpointNotFoundError(
+            f"{quoted(str(checkpoint))} has no {PUBLISHED}/: it was not curated", hint="run `ari ear curate` first"
+        )
+    manifest = parse_manifest(read_tree_manifest(tree / MANIFEST_NAME, limits), limits)
+    for problem in unlisted(tree, manifest, limits):
+        raise ChangedSinceCurationError(f"{PUBLISHED}/{problem.path} {problem.detail}")
+    return _Job(checkpoint, manifest, limits, progress)
+
+
+def _choose(backend: str | None, manifest: Manifest) -> tuple[str, str]:
+    if backend:
+        return backend, "asked for"
+    stated = manifest.publish.get("backend")
+    if isinstance(stated, str) and stated:
+        return stated, "named in publish.yaml"
+    return DEFAULT_BACKEND, "nothing else is configured"
+
+
+def check_wish(wish: str) -> str:
+    """Returns a visibility as authors write it: a level, or ``embargoed-until:YYYY-MM-DD``.
+
+    Raises:
+        ConfigurationError: It is neither.
+    """
+    if wish in set(Visibility) or embargo_end(wish):
+        return wish
+    known = ", ".join(Visibility)
+    raise ConfigurationError(
+        f"there is no visibility {quoted(wish)}", hint=f"one of: {known}, embargoed-until:YYYY-MM-DD"
+    )
+
+
+def embargo_end(wish: str | None) -> date | None:
+    """Returns the day an embargo ends, or None when `wish` is no embargo."""
+    found = _EMBARGO.fullmatch(wish or "")
+    try:
+        return date.fromisoformat(found[1]) if found else None
+    except ValueError:
+        raise ConfigurationError(f"there is no such day: {quoted(wish or '')}") from None
+
+
+def is_dry_run() -> bool:
+    """Says whether ``$ARI_PUBLISH_DRYRUN`` forces dry runs."""
+    return os.environ.get(DRY_RUN_VARIABLE, "").lower() not in {"", "0", "false", "no"}
+
+
+# -- storing -----------------------------------------------------------------------------------------------------
+
+
+def _put(
+    job: _Job, store: Backend, before: Record | None, wish: str, *, profile: str | None
+) -> tuple[Record, bool]:
+    workdir = store.optional(SupportsWorkdir)
+    folder = workdir.workdir() if workdir else job.checkpoint
+    with Staging(folder) as staging:
+        written = _pack(job, staging)
+        source = _PackedFile(staging.path / BUNDLE_NAME, written, job.manifest)
+        artifact, created = store.put(
+            source,
+            NewArtifact(
+                created=datetime.now(UTC),
+                wish=Visibility(wish) if wish in set(Visibility) else None,
+                description=_description(job.manifest),
+                previous=_previous(store, before),
+            ),
+            resume=_resume(before, store, job.manifest),
+            on_reserved=_note_pending(job, before, store, profile),
+        )
+    return _recorded(
+        job, store, read_record(job.checkpoint), artifact, written, wish, profile, created=created
+    ), created
+
+
+def _pack(job: _Job, staging: Staging) -> Written:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        fd = os.open(BUNDLE_NAME, flags, 0o644, dir_fd=staging.fd)
+    except OSError as error:
+        raise from_os_error(error, f"creating a file in {quoted(str(staging.folder))}") from error
+    try:
+        return write_bundle(job.tree, job.manifest, fd, progress=job.progress)
+    finally:
+        os.close(fd)
+
+
+class _PackedFile(Source):
+    """The archive that was just written into core's own private folder."""
+
+    def __init__(self, path: Path, written: Written, manifest: Manifest) -> None:
+        self._path, self._manifest = path, manifest
+        self.size = written.size
+        self.archive_sha256 = written.archive_sha256
+        self.bundle_sha256 = manifest.bundle_sha256
+
+    @contextmanager
+    def open(self) -> Iterator[ReadStream]:
+        try:
+            file = self._path.open("rb", buffering=0)
+        except OSError as error:
+            raise from_os_error(error, f"reading {quoted(str(self._path))}") from error
+        with file:
+            yield _CheckedFile(file, self.archive_sha256)
+
+    @property
+    def manifest(self) -> bytes:
+        return self._manifest.raw
+
+    @property
+    def local_path(self) -> Path | None:
+        return self._path
+
+
+class _CheckedFile:
+    """Raises instead of ending when the bytes are not those that were written."""
+
+    def __init__(self, file: ReadStream, sha256: str) -> None:
+        self._file, self._sha256 = file, sha256
+        self._digest = hashlib.sha256()
+
+    def read(self, size: int, /) -> bytes:
+        data = self._file.read(size)
+        self._digest.update(data)
+        if not data and size and self._digest.hexdigest() != self._sha256:
+            raise IntegrityError("the archive changed on the disk while it was being read")
+        return data
+
+
+def _description(manifest: Manifest) -> dict[str, str]:
+    license_name = manifest.publish.get("license")
+    return {"license": license_name} if isinstance(license_name, str) else {}
+
+
+def _previous(store: Backend, before: Record | None) -> Locator | None:
+    if before is None or before.backend != store.name or not before.ref:
+        return None
+    try:
+        return store.resolve(before.ref)
+    except NotFound:
+        return None
+
+
+def _resume(before: Record | None, store: Backend, manifest: Manifest) -> Locator | None:
+    pending = before.pending if before else None
+    if (
+        not pending
+        or pending.get("backend") != store.name
+        or pending.get("bundle_sha256") != manifest.bundle_sha256
+    ):
+        return None
+    return Locator(str(pending.get("locator")))
+
+
+def _note_pending(
+    job: _Job, before: Record | None, store: Backend, profile: str | None
+) -> Callable[[Locator], None]:
+    """Returns what writes down a reserved name before any bytes are sent, so that a second run can resume."""
+
+    def note(locator: Locator) -> None:
+        pending = {
+            "backend": store.name,
+            "profile": profile,
+            "locator": locator,
+            "bundle_sha256": job.manifest.bundle_sha256,
+            "since": now(),
+        }
+        write_record(job.checkpoint, (before or Record()).model_copy(update={"pending": pending}))
+
+    return note
+
+
+def _recorded(
+    job: _Job,
+    store: Backend,
+    before: Record | None,
+    artifact: Artifact,
+    written: Written,
+    wish: str,
+    profile: str | None,
+    *,
+    created: bool,
+) -> Record:
+    ref = store.ref(artifact.locator)
+    archive_sha256 = artifact.archive_sha256 or written.archive_sha256
+    same_place = before is not None and before.ref == ref and before.bundle_sha256 == job.manifest.bundle_sha256
+    facts = {
+        "backend": store.name,
+        "ref": ref,
+        "bundle_sha256": job.manifest.bundle_sha256,
+        "archive_sha256": archive_sha256,
+        "visibility": str(
+            artifact.visibility or (before.visibility if same_place and before else Visibility.STAGED)
+        ),
+    }
+    extra = {"tarball_sha256": archive_sha256, "dryrun": False, "noop": not created}
+    rest = {
+        "timestamp": now(),
+        "dry_run": False,
+        "extra": extra,
+        "wish": wish,
+        "encoder": ENCODER if created else (before.encoder if before else None),
+        "options": dict(store.reader_options()),
+        "profile": profile,
+        "pending": None,
+    }
+    if before is None:
+        return Record().with_event("published", **facts, **rest)
+    if same_place:
+        return before.with_event("published again", **facts, **rest)
+    return before.with_event(
+        "published",
+        **facts,
+        **rest,
+        promoted_at=None,
+        promote_failed_at=None,
+        copies=_copies(before, job.manifest.bundle_sha256),
+    )
+
+
+def _copies(before: Record, bundle_sha256: str) -> list[dict[str, object]]:
+    """The places where this very bundle is already, the last one included; copies of other bundles are history."""
+    if before.bundle_sha256 != bundle_sha256 or not before.ref:
+        return []
+    last = {
+        "backend": before.backend,
+        "ref": before.ref,
+        "archive_sha256": before.archive_sha256,
+        "timestamp": before.timestamp,
+        "options": before.options,
+    }
+    return [*before.copies, last]
+
+
+# -- telling -----------------------------------------------------------------------------------------------------
+
+
+def clone_command(record: Record) -> str:
+    """Returns the command by which a reader gets this bundle, with everything it needs."""
+    words = ["ari", "clone", record.ref, "--expect-sha256", record.bundle_sha256]
+    for key, value in record.options.items():
+        words += ["-o", f"{key}={value}"]
+    return shlex.join(words)
+
+
+def _result(job: _Job, record: Record, reason: str, *, created: bool) -> PublishResult:
+    return PublishResult(
+        record=record,
+        checkpoint=job.checkpoint,
+        backend_reason=reason,
+        created=created,
+        dry_run=record.dry_run,
+        file_count=len(job.manifest.files),
+        warnings=tuple(job.warnings),
+        latex=rf"\codedigest{{{record.bundle_sha256}}}",
+        clone_command=clone_command(record),
+    )

@@ -1,0 +1,334 @@
+"""From what a user typed to something that can be read: a path, a checkpoint, a record, or a backend's ref.
+
+A path is opened by core itself, so that checking a file on a USB stick needs no plugin. Backends are asked about
+everything with a scheme, and about folders that one of them claims as exactly its own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote, unquote, urlsplit
+
+from ari_core.contract import Backend, Locator, OpenContext
+from ari_core.digests import is_sha256, parse_sha256
+from ari_core.errors import (
+    ArchiveRefusedError,
+    CheckpointNotFoundError,
+    IntegrityError,
+    NotAnchoredError,
+    NotFound,
+    UsageError,
+    from_os_error,
+)
+from ari_core.limits import Limits
+from ari_core.manifest import parse_manifest
+from ari_core.names import BUNDLE_NAME, MANIFEST_NAME, RECORD_NAME, quoted
+from ari_core.streams import ByteSource, ReadStream
+from ari_core.verification import Report
+from ari_core.workflows.checkpoint import PUBLISHED
+
+_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
+_PINNED: Final = re.compile(r"(?:/artifacts?/|^ari://(?:[^/]+/)?)([0-9a-f]{16,64})/?$")
+_ARCHIVE_ENDINGS: Final = (".tar.gz", ".tgz", ".tar")
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a bundle is compared with.
+
+    Attributes:
+        bundle_sha256: The bundle digest from the paper or a record, or None.
+        anchored_by: ``paper``, ``record``, ``archive-id`` or ``none``.
+        archive_prefix: Leading digits of the archive digest that the ref itself names, or "".
+        archive_claim: The archive digest that the store claims, or None.
+    """
+
+    bundle_sha256: str | None
+    anchored_by: str
+    archive_prefix: str = ""
+    archive_claim: str | None = None
+
+    def check(self, report: Report) -> None:
+        """Compares everything there is to compare with.
+
+        Raises:
+            DigestMismatchError: It is another bundle.
+            IntegrityError: The archive is not the one that the ref or the store names.
+        """
+        report.require_clean()
+        if self.bundle_sha256:
+            report.require_digest(self.bundle_sha256)
+        if report.archive_sha256 is None:
+            return
+        if not report.archive_sha256.startswith(self.archive_prefix):
+            raise IntegrityError(
+                f"the ref names the archive {self.archive_prefix}, but what came has {report.archive_sha256}"
+            )
+        if self.archive_claim and self.archive_claim != report.archive_sha256:
+            raise IntegrityError(
+                f"the store says the archive is {self.archive_claim}, but what came has {report.archive_sha256}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A ref that was resolved.
+
+    Attributes:
+        ref: Where the copy really is.
+        name: Short name, for a default destination.
+        expected: What it is to be compared with.
+        source: The archive, or None when it is an unpacked folder.
+        folder: The unpacked folder, or None.
+        is_local: Reading it twice costs nothing.
+    """
+
+    ref: str
+    name: str
+    expected: Expected
+    source: ByteSource | None
+    folder: Path | None
+    is_local: bool
+
+
+def expectation(expect_sha256: str | None) -> Expected:
+    """Returns what the caller wants compared, before anything is opened.
+
+    Raises:
+        DigestSpellingError: The digest is misspelt.
+    """
+    if expect_sha256 is None:
+        return Expected(None, "none")
+    return Expected(parse_sha256(expect_sha256), "paper")
+
+
+@contextmanager
+def open_ref(
+    ref: str,
+    *,
+    expect_sha256: str | None = None,
+    require_digest: bool = False,
+    options: Mapping[str, str] | None = None,
+    limits: Limits,
+) -> Iterator[Opened]:
+    """Resolves a ref for reading.
+
+    Raises:
+        DigestSpellingError: `expect_sha256` is misspelt; nothing was opened.
+        NotAnchoredError: `require_digest` and neither the caller nor a record gave a digest.
+        NotFound: There is nothing.
+        UnknownBackend: No backend knows the scheme.
+        AriError: As backends say.
+    """
+    expected = expectation(expect_sha256)
+    with ExitStack() as stack:
+        opened = _open(ref, expected, options or {}, limits, stack)
+        if require_digest and opened.expected.bundle_sha256 is None:
+            raise NotAnchoredError(f"there is no digest to compare {quoted(ref)} with")
+        yield opened
+
+
+def _open(ref: str, expected: Expected, options: Mapping[str, str], limits: Limits, stack: ExitStack) -> Opened:
+    path = local_path(ref)
+    if path is None:
+        return _open_remote(ref, expected, options, stack)
+    if path.is_dir():
+        if _claimed_exactly(path):
+            return _open_remote(file_ref(path) + "/", expected, options, stack)
+        return _open_folder(path, expected, options, limits, stack)
+    if path.name == RECORD_NAME and path.is_file():
+        return _open_record(path, expected, options, limits, stack)
+    if not path.exists() and not path.is_symlink():
+        raise NotFound(f"there is no file or folder {quoted(str(path))}", hint="check the spelling of the path")
+    return Opened(file_ref(path), _stem(path.name), expected, LocalFile(path), None, is_local=True)
+
+
+def _open_folder(
+    path: Path, expected: Expected, options: Mapping[str, str], limits: Limits, stack: ExitStack
+) -> Opened:
+    unpacked = _is_unpacked_bundle(path, limits)
+    has_record = (path / RECORD_NAME).is_file()
+    if unpacked and has_record and (path / PUBLISHED).is_dir():
+        # Guessing could check one thing while the user looks at the other.
+        raise UsageError(
+            f"{quoted(str(path))} is a checkpoint and an unpacked bundle at once",
+            hint=f"name what you mean: {BUNDLE_NAME}, {PUBLISHED}/ or {RECORD_NAME} in it",
+        )
+    if unpacked:
+        return Opened(file_ref(path), path.resolve().name, expected, None, path, is_local=True)
+    if has_record:
+        return _open_record(path / RECORD_NAME, expected, options, limits, stack)
+    if (path / PUBLISHED / MANIFEST_NAME).is_file():
+        inner = path / PUBLISHED
+        return Opened(file_ref(inner), path.resolve().name, expected, None, inner, is_local=True)
+    if (path / BUNDLE_NAME).is_file():
+        bundle = path / BUNDLE_NAME
+        return Opened(file_ref(bundle), path.resolve().name, expected, LocalFile(bundle), None, is_local=True)
+    if (path / MANIFEST_NAME).is_file():
+        return Opened(file_ref(path), path.resolve().name, expected, None, path, is_local=True)
+    raise ArchiveRefusedError(
+        f"{quoted(str(path))} is a folder without {MANIFEST_NAME}, {BUNDLE_NAME} or {RECORD_NAME}",
+        hint="give the archive, the folder it was unpacked to, or the checkpoint it was published from",
+    )
+
+
+def _is_unpacked_bundle(path: Path, limits: Limits) -> bool:
+    """Says whether files that a manifest lists lie beside it."""
+    manifest = path / MANIFEST_NAME
+    try:
+        if not manifest.is_file() or manifest.stat().st_size > limits.manifest_bytes:
+            return False
+        listed = parse_manifest(manifest.read_bytes(), limits).files
+    except (OSError, ArchiveRefusedError):
+        return False  # whoever reads it for real says what is wrong
+    return any(os.path.lexists(path / entry.path) for entry in listed)
+
+
+def _open_record(
+    path: Path, expected: Expected, options: Mapping[str, str], limits: Limits, stack: ExitStack
+) -> Opened:
+    from ari_core.record import read_record  # noqa: PLC0415 - pydantic, which nothing else here needs
+
+    record = read_record(path.parent)
+    if record is None or not record.ref:
+        raise CheckpointNotFoundError(f"{quoted(str(path))} names no published copy", hint="publish first")
+    if expected.bundle_sha256 is None and is_sha256(record.bundle_sha256):
+        expected = Expected(record.bundle_sha256, "record")
+    target = local_path(record.ref)
+    if target is not None and target.is_dir() and (target / RECORD_NAME).exists():
+        raise UsageError(f"{quoted(str(path))} names a checkpoint, not a published copy")
+    return _open(record.ref, expected, {**record.options, **options}, limits, stack)
+
+
+def _open_remote(ref: str, expected: Expected, options: Mapping[str, str], stack: ExitStack) -> Opened:
+    from ari_core.plugins import load_plugins  # noqa: PLC0415 - a local file needs no plugin
+    from ari_core.settings import open_for_ref  # noqa: PLC0415
+    from ari_core.wrappers import RetryBackend  # noqa: PLC0415
+
+    backend: Backend = RetryBackend(
+        open_for_ref(ref, options=options, context=OpenContext(), plugins=load_plugins())
+    )
+    stack.callback(backend.close)
+    locator = backend.resolve(ref)
+    artifact = backend.stat(locator)
+    pinned = _PINNED.search(urlsplit(ref)._replace(query="", fragment="").geturl())
+    prefix = pinned[1] if pinned else ""
+    expected = Expected(
+        expected.bundle_sha256,
+        "archive-id" if prefix and expected.bundle_sha256 is None else expected.anchored_by,
+        prefix,
+        artifact.archive_sha256,
+    )
+    source = BackendSource(backend, locator, artifact.size)
+    return Opened(
+        backend.ref(locator), _stem(Path(urlsplit(ref).path).name), expected, source, None, is_local=False
+    )
+
+
+def _claimed_exactly(path: Path) -> bool:
+    if not (path / "meta.json").exists():  # what no folder of ours but a stored artifact has
+        return False
+    from ari_core.contract import Claim  # noqa: PLC0415
+    from ari_core.plugins import load_plugins  # noqa: PLC0415
+
+    ref = file_ref(path) + "/"
+    return any(spec.claims(ref) == Claim.EXACT for spec in load_plugins().backends.values())
+
+
+class LocalFile:
+    """A local archive; anything but a regular file is refused without waiting on it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = str(path)
+        self.size: int | None = None
+
+    @contextmanager
+    def open(self) -> Iterator[ReadStream]:
+        """Starts reading from the beginning.
+
+        Raises:
+            NotFound: It is gone.
+            LocalPermissionError: It cannot be read.
+            ArchiveRefusedError: It is a FIFO, a device or the like.
+        """
+        doing = f"reading {quoted(self.name)}"
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise NotFound(
+                f"there is no file {quoted(self.name)}", hint="check the spelling of the path"
+            ) from None
+        except OSError as error:
+            raise from_os_error(error, doing) from error
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise ArchiveRefusedError(f"{quoted(self.name)} is not a regular file")
+            self.size = status.st_size
+            yield _LocalStream(fd, doing)
+        finally:
+            os.close(fd)
+
+
+class _LocalStream:
+    def __init__(self, fd: int, doing: str) -> None:
+        self._fd, self._doing = fd, doing
+
+    def read(self, size: int, /) -> bytes:
+        try:
+            return os.read(self._fd, size)
+        except OSError as error:
+            raise from_os_error(error, self._doing) from error
+
+
+class BackendSource:
+    """One artifact of a backend as something to read."""
+
+    def __init__(self, backend: Backend, locator: Locator, size: int | None) -> None:
+        self._backend, self._locator = backend, locator
+        self.name = locator
+        self.size = size
+
+    def open(self) -> AbstractContextManager[ReadStream]:
+        """Starts reading from the beginning."""
+        return self._backend.open(self._locator)
+
+
+def local_path(ref: str) -> Path | None:
+    """Returns the path that a ref names on this machine, or None if it has another scheme.
+
+    Raises:
+        UsageError: The ref is empty, or a file URL of another host.
+    """
+    if not ref or "\0" in ref:
+        raise UsageError("the ref is empty" if not ref else "the ref has a NUL in it")
+    if ref.startswith("file:"):
+        parts = urlsplit(ref)
+        if parts.netloc not in {"", "localhost"} or not parts.path.startswith("/"):
+            raise UsageError(
+                f"{quoted(ref)} is not a file URL of this machine", hint="write file:///absolute/path"
+            )
+        return Path(unquote(parts.path))
+    if _SCHEME.match(ref) and not os.path.lexists(ref):
+        return None
+    return Path(ref).expanduser()
+
+
+def file_ref(path: Path) -> str:
+    """Returns the ``file:///`` ref of a path."""
+    return "file://" + quote(str(path.absolute()))
+
+
+def _stem(name: str) -> str:
+    for ending in _ARCHIVE_ENDINGS:
+        if name.endswith(ending) and len(name) > len(ending):
+            return name[: -len(ending)]
+    return name

@@ -1,0 +1,139 @@
+"""Runs commands and keeps what they took."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+LAUNCHER = Path(__file__).with_name("launch.py")
+
+
+class CommandFailedError(Exception):
+    """A command that is measured did not succeed, so its time means nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What one run of a command took: wall-clock, user and system seconds, peak resident memory in KiB."""
+
+    seconds: float
+    user_seconds: float
+    system_seconds: float
+    peak_kib: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Smallest, middle and largest of several values."""
+
+    min: float
+    median: float
+    max: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Summarises `values`."""
+        return cls(min(values), statistics.median(values), max(values))
+
+    def __str__(self) -> str:
+        return f"{self.min:.3g} / **{self.median:.3g}** / {self.max:.3g}"
+
+
+def run_once(command: Sequence[str | Path], environment: dict[str, str]) -> Run:
+    """Runs one command to its end.
+
+    Raises:
+        CommandFailedError: With the end of what it printed.
+    """
+    argv = [str(part) for part in command]
+    with tempfile.TemporaryDirectory(prefix="ari-bench-") as folder:
+        result = Path(folder, "result.json")
+        with Path(folder, "log").open("w+b") as log:
+            # What was written before is on the disk before the clock starts, whoever wrote it.
+            os.sync()
+            done = subprocess.run(
+                [sys.executable, "-I", "-S", LAUNCHER, result, *argv],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                check=False,
+            )
+            if done.returncode != 0:
+                log.seek(max(0, log.tell() - 2000))
+                said = log.read().decode(errors="replace")
+                raise CommandFailedError(f"exit status {done.returncode} of: {' '.join(argv)}\n{said}")
+        return Run(**json.loads(result.read_text(encoding="utf-8")))
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two ways to the same end, and how their times should compare.
+
+    Attributes:
+        name: As in ``--only``.
+        title: What is compared with what, for the table.
+        target: Largest acceptable median of ours/theirs.
+        ours: Makes our command; its argument is a fresh folder it may write into.
+        theirs: The same for the other way.
+        least_runs: Short commands need more runs than asked for.
+    """
+
+    name: str
+    title: str
+    target: float
+    ours: Callable[[Path], Sequence[str | Path]]
+    theirs: Callable[[Path], Sequence[str | Path]]
+    least_runs: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The runs of one comparison, which ran in turn: ours, theirs, ours, theirs."""
+
+    name: str
+    title: str
+    target: float
+    ours: list[Run]
+    theirs: list[Run]
+
+    @property
+    def ratios(self) -> list[float]:
+        """Ours/theirs, of each pair of neighbouring runs: what drifts on the machine meets both."""
+        return [a.seconds / b.seconds for a, b in zip(self.ours, self.theirs, strict=True)]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the median ratio is within the target."""
+        return statistics.median(self.ratios) <= self.target
+
+    def describe(self) -> dict[str, Any]:
+        """Returns every run and what follows from them, ready for JSON."""
+        return {
+            "name": self.name,
+            "title": self.title,
+            "target": self.target,
+            "ratio": asdict(Spread.of(self.ratios)),
+            "passed": self.passed,
+            "ours_seconds": asdict(Spread.of([run.seconds for run in self.ours])),
+            "theirs_seconds": asdict(Spread.of([run.seconds for run in self.theirs])),
+            "ours": [asdict(run) for run in self.ours],
+            "theirs": [asdict(run) for run in self.theirs],
+        }
+
+
+def compare(comparison: Comparison, runs: int, scratch: Path, environment: dict[str, str]) -> Compared:
+    """Runs both ways in turn, each time into a fresh folder; what they write stays until all is measured."""
+    ours: list[Run] = []
+    theirs: list[Run] = []
+    for _ in range(max(runs, comparison.least_runs)):
+        for make, results in ((comparison.ours, ours), (comparison.theirs, theirs)):
+            fresh = Path(tempfile.mkdtemp(dir=scratch))
+            results.append(run_once(make(fresh), environment))
+    return Compared(comparison.name, comparison.title, comparison.target, ours, theirs)

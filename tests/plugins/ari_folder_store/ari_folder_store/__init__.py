@@ -1,0 +1,1 @@
+"""Keeps ARI bundles in a plain folder, one file each."""
