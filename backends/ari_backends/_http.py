@@ -41,7 +41,9 @@ from ari_core.errors import (
 MAX_REDIRECTS: Final = 3
 
 _REDIRECTS: Final = {301, 302, 303, 307, 308}
+_LONGEST_SHOWN: Final = 200
 _HIGHEST_PORT: Final = 65535
+_PROXY_FORM: Final = "http://HOST:PORT or https://HOST:PORT"
 _TOKEN: Final = re.compile(r"[\x21-\x7e]+")
 _HOST: Final = re.compile(r"(?=.{1,253}\Z)(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_-]{1,63}\.?")
 _STRONG_ETAG: Final = re.compile(r'"[\x21\x23-\x7e]*"')
@@ -71,6 +73,18 @@ class HttpSettings(BaseModel):
         if token is not None and not _TOKEN.fullmatch(token.get_secret_value()):
             raise ValueError("a token is one word of printable ASCII characters")
         return token
+
+    @field_validator("proxy")
+    @classmethod
+    def _is_proxy(cls, proxy: SecretStr | None) -> SecretStr | None:
+        if proxy is not None:
+            try:
+                url = httpx2.URL(proxy.get_secret_value())
+            except httpx2.InvalidURL:
+                raise ValueError(f"a proxy is {_PROXY_FORM}") from None
+            if url.scheme not in {"http", "https"} or _nowhere(url):
+                raise ValueError(f"a proxy is {_PROXY_FORM}")
+        return proxy
 
 
 class Fetcher:
@@ -249,7 +263,7 @@ def parse_url(text: str) -> httpx2.URL:
     """
     try:
         url = httpx2.URL(text).copy_with(fragment=None)
-    except httpx2.InvalidURL:
+    except (httpx2.InvalidURL, ValueError):  # the latter for what cannot be encoded
         raise InvalidConfiguration("this is not a valid URL") from None
     if reason := _unfit(url):
         raise InvalidConfiguration(
@@ -265,8 +279,9 @@ def place(url: httpx2.URL) -> str:
 
 
 def shown(url: httpx2.URL) -> str:
-    """The URL for people: no user name, no query, no fragment."""
-    return escape(str(url.copy_with(userinfo=b"", query=None, fragment=None)))
+    """The URL for people: no user name, no query, no fragment, not endless."""
+    text = escape(str(url.copy_with(userinfo=b"", query=None, fragment=None)))
+    return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "…"
 
 
 def _new_client(settings: HttpSettings) -> httpx2.Client:
@@ -282,9 +297,6 @@ def _new_client(settings: HttpSettings) -> httpx2.Client:
             hint="check ca_file (ARI_HTTPS_CA_FILE), or the environment's SSL_CERT_FILE and SSL_CERT_DIR",
         ) from error
     try:
-        proxy = httpx2.URL(settings.proxy.get_secret_value()) if settings.proxy else None
-        if proxy and _nowhere(proxy):
-            raise ValueError(_nowhere(proxy))
         return httpx2.Client(
             headers={
                 "User-Agent": f"ari-registry/{version('ari-registry')}",
@@ -294,15 +306,14 @@ def _new_client(settings: HttpSettings) -> httpx2.Client:
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
             verify=trust,
             timeout=httpx2.Timeout(settings.read_timeout, connect=settings.connect_timeout),
-            proxy=proxy,
-            mounts={
-                "http://": None
-            },  # this very machine: a token must not pass through somebody's proxy in the clear
+            proxy=settings.proxy.get_secret_value() if settings.proxy else None,
+            # Plain http is this very machine's: a token must not pass through somebody's proxy in the clear.
+            mounts={"http://": None},
         )
-    except (ValueError, ImportError, httpx2.InvalidURL):
-        raise InvalidConfiguration(  # the text of the error would show the proxy's password
-            "the proxy cannot be used: it must be http://HOST:PORT or https://HOST:PORT",
-            hint="check `proxy` (ARI_HTTPS_PROXY), or the environment's HTTPS_PROXY and ALL_PROXY",
+    except (ValueError, ImportError, httpx2.InvalidURL):  # whose text would show the proxy's password
+        raise InvalidConfiguration(
+            f"the environment's proxy cannot be used: it is not {_PROXY_FORM}",
+            hint="check HTTPS_PROXY and ALL_PROXY, or set ARI_HTTPS_PROXY instead",
         ) from None
 
 
@@ -341,7 +352,7 @@ def _next_hop(start: httpx2.URL, url: httpx2.URL, location: str) -> httpx2.URL:
     """
     try:
         target = url.join(location).copy_with(fragment=None)
-    except httpx2.InvalidURL:
+    except (httpx2.InvalidURL, ValueError):
         raise IntegrityError(f"{shown(start)}: refused: the server redirects to an invalid URL") from None
     reason = _unfit(target)
     if not reason and target.scheme == "http" and url.scheme != "http":

@@ -169,7 +169,7 @@ class CommandGroupSpec:
 
     Attributes:
         name: ``ari NAME …``.
-        app: Import string of a `typer.Typer`, ``"package.module:app"``.
+        app: Import string of a `click.Command`, ``"package.module:app"``.
         help: One line.
         extra: Requirement that installs what it needs, if its import can fail.
     """

@@ -72,9 +72,11 @@ class Staging:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _remove(self._name, self._folder_fd)
-        os.close(self.fd)
-        os.close(self._folder_fd)
+        try:
+            _remove(self._name, self._folder_fd)
+        finally:  # also when Ctrl-C comes in the middle: the lock must go, so that the next run can sweep
+            os.close(self.fd)
+            os.close(self._folder_fd)
 
     def commit_tree(self, inner: str, name: str) -> None:
         """Moves the folder `inner` out of staging to `name`, which must be absent or an empty folder.

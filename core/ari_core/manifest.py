@@ -212,7 +212,7 @@ def _entry(item: Any, limits: Limits) -> FileEntry:
         name = quoted(path) if isinstance(path, str) else "one"
         if unknown := sorted(item.keys() - _ENTRY_KEYS):
             _refuse(f"has the unknown key {quoted(unknown[0])} in the entry for {name}")
-        _refuse(f"has no {sorted(_ENTRY_KEYS - item.keys())[0]!r} in the entry for {name}")
+        _refuse(f"has no {min(_ENTRY_KEYS - item.keys())!r} in the entry for {name}")
     size, sha256 = item["size"], item["sha256"]
     if not isinstance(path, str):
         _refuse(f"has a path that is not text: {_shown(path)}")

@@ -17,7 +17,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeVar
 
@@ -171,19 +171,20 @@ class LoadedPlugins:
             PluginLoadError: It is not installed (the hint is the command that installs it), cannot be imported, or
                 is not what its spec says.
         """
-        what = f"the backend '{spec.name}'"
-        try:
-            cls = import_object(spec.backend)
-        except _ANY_FAILURE as error:
-            missing = error.name if isinstance(error, ImportError) else None
-            if spec.extra is None or missing in {None, spec.backend.partition(":")[0]}:
-                raise PluginLoadError(f"{what} cannot be imported: {_reason(error)}") from error
-            raise PluginLoadError(
-                f"{what} is not installed: there is no '{missing}'", hint=install_command(spec.extra)
-            ) from error
+        cls = _import(f"the backend '{spec.name}'", spec.backend, spec.extra)
         if fault := _class_fault(cls, spec):
-            raise PluginLoadError(f"{what} is broken: {spec.backend} {fault}", hint="report this to its author")
+            raise PluginLoadError(
+                f"the backend '{spec.name}' is broken: {spec.backend} {fault}", hint="report this to its author"
+            )
         return cls  # type: ignore[no-any-return]
+
+    def load_group(self, spec: CommandGroupSpec) -> Any:
+        """Imports a command group, a `click.Command`.
+
+        Raises:
+            PluginLoadError: It is not installed (the hint is the command that installs it) or cannot be imported.
+        """
+        return _import(f"the commands `ari {spec.name}`", spec.app, spec.extra)
 
     def schemes(self, spec: BackendSpec) -> tuple[str, ...]:
         """Returns which of the usual schemes, and the backend's own name as a scheme, a backend claims."""
@@ -202,7 +203,7 @@ class LoadedPlugins:
         if spec.name not in self._failing_claims:
             self._failing_claims.add(spec.name)
             self.problems.append(
-                PluginError(f"the backend '{spec.name}' is not asked about refs: claims {reason}")
+                PluginError(f"the backend '{spec.name}' takes no refs: its claims function {reason}")
             )
         return Claim.NO
 
@@ -271,12 +272,6 @@ def _load_all(
     for absent in sorted((wanted or frozenset()) - packages):
         loaded.problems.append(PluginLoadError(f"{SELECT_VARIABLE} names '{escape(absent)}', which has no plugin"))
     return loaded
-
-
-def import_object(import_string: str) -> Any:
-    """Imports ``package.module:name``; raises whatever that raises."""
-    module, _, name = import_string.partition(":")
-    return getattr(importlib.import_module(module), name)
 
 
 def install_command(requirement: str) -> str:
@@ -392,14 +387,17 @@ def _hooks(module: object, key: str) -> Any:
     return manager.hook
 
 
-def _specs(hook: Callable[[], Sequence[object]], kind: type[_S]) -> tuple[_S, ...]:
+def _specs(hook: pluggy.HookCaller, kind: type[_S]) -> tuple[_S, ...]:
     found: list[_S] = []
-    for returned in hook():
+    # pluggy leaves out a hook that returned None, as one with a forgotten `return` does.
+    for returned in hook() or [None] * len(hook.get_hookimpls()):
         if not isinstance(returned, (list, tuple)):
-            raise PluginLoadError(f"a hook returned {type(returned).__name__}, not a list of {kind.__name__}")
+            raise PluginLoadError(f"{hook.name} returned {type(returned).__name__}, not a list of {kind.__name__}")
         for spec in returned:
             if type(spec) is not kind:
-                raise PluginLoadError(f"a hook returned a {type(spec).__name__} where {kind.__name__} belongs")
+                raise PluginLoadError(
+                    f"{hook.name} returned a {type(spec).__name__} where {kind.__name__} belongs"
+                )
             found.append(spec)
     # Names first: a refused plugin is remembered by the names it asked for.
     for spec in found:
@@ -453,6 +451,19 @@ def _is_line(text: object) -> bool:
 def _by(name: str, before: LoadedPlugins) -> str:
     owners = [p.key for p in before.plugins if p.status == "ok" and name in {spec.name for spec in p.backends}]
     return f" by {owners[0]}" if owners else " by this very plugin"
+
+
+def _import(what: str, import_string: str, extra: str | None) -> Any:
+    module, _, name = import_string.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except _ANY_FAILURE as error:
+        missing = error.name if isinstance(error, ImportError) else None
+        if extra is None or missing in {None, module}:
+            raise PluginLoadError(f"{what} cannot be imported: {_reason(error)}") from error
+        raise PluginLoadError(
+            f"{what} is not installed: there is no '{missing}'", hint=install_command(extra)
+        ) from error
 
 
 def _class_fault(cls: object, spec: BackendSpec) -> str | None:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from ari_core.errors import ConfigurationError, escape
+from ari_core.errors import ConfigurationError, escape, from_os_error
 from ari_core.names import STAGING_PREFIX
 from ari_core.yamlfile import YamlFile, explain, nearest, read_yaml
 
@@ -180,7 +180,7 @@ def _spelled_as(rule: re.Pattern[str], value: str) -> str:
 
 
 def _short(value: str) -> str:
-    return value if len(value) <= _SHOWN else value[:_SHOWN] + "…"
+    return escape(value if len(value) <= _SHOWN else value[:_SHOWN] + "…")
 
 
 _Glob = Annotated[str, AfterValidator(functools.partial(_spelled_as, re.compile(r"(?s:.+)")))]
@@ -285,9 +285,13 @@ def load_policy(ear: Path) -> Policy:
         LocalPermissionError: It cannot be read.
     """
     path = ear / POLICY_NAME
-    if not path.exists():
+    try:
+        path.stat()
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError):
+            raise from_os_error(error, f"reading {escape(str(path))}") from error
         if path.is_symlink():
-            raise ConfigurationError(f"{escape(str(path))}: a link that leads nowhere")
+            raise ConfigurationError(f"{escape(str(path))}: a link that leads nowhere") from None
         return Policy()
     return parse_policy(read_yaml(path, MAX_POLICY_BYTES))
 
@@ -300,8 +304,6 @@ def parse_policy(file: YamlFile) -> Policy:
     """
     try:
         return Policy.model_validate(file.data)
-    except UnicodeEncodeError as error:  # an escape such as "\\ud800" in the file
-        raise file.error((), f"half a surrogate pair is not text: {ascii(error.object[:_SHOWN])}") from None
     except ValidationError as error:
         first = min(error.errors(include_url=False), key=lambda found: file.line_of(found["loc"]) or 0)
     what = explain(first, Policy)

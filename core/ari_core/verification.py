@@ -346,6 +346,10 @@ class _Comparison:
     def start(self, manifest: Manifest) -> None:
         self._pending = {entry.path: entry for entry in manifest.files}
 
+    def lists(self, path: str) -> bool:
+        """Says whether the manifest lists a path."""
+        return path in self._pending
+
     def claim(self, path: str) -> FileEntry | None:
         """Returns the entry for a path that was found, once."""
         if path not in self._pending:
@@ -488,22 +492,30 @@ class _TreeWalk:
                 raise from_os_error(error, f"reading the folder {quoted(str(self._top / prefix))}") from error
             for entry in entries:
                 path = f"{prefix}/{entry.name}" if prefix else entry.name
-                if path == MANIFEST_NAME or self._ignored(entry):
+                is_folder = entry.is_dir(follow_symlinks=False)
+                if path == MANIFEST_NAME:
                     continue
-                if reason := unsafe_reason(path, self._limits):
+                if (
+                    self._ignore_os_files
+                    and not self._comparison.lists(path)
+                    and _is_left_by_system(path, is_folder)
+                ):
+                    if is_folder:
+                        todo.append(path)  # what is listed in it still counts
+                elif reason := unsafe_reason(path, self._limits):
                     self._comparison.unexpected(path, reason)
-                elif entry.is_dir(follow_symlinks=False):
+                elif is_folder:
                     self.folders.add(path)
                     todo.append(path)
                 else:
                     yield path, self._top / path
 
-    def _ignored(self, entry: os.DirEntry[str]) -> bool:
-        if not self._ignore_os_files:
-            return False
-        if entry.is_dir(follow_symlinks=False):
-            return entry.name in OS_FOLDERS
-        return entry.name in OS_FILES or entry.name.startswith("._")
+
+def _is_left_by_system(path: str, is_folder: bool) -> bool:  # noqa: FBT001 - private, and called once
+    *above, name = path.split("/")
+    if not OS_FOLDERS.isdisjoint(above):
+        return True
+    return name in OS_FOLDERS if is_folder else name in OS_FILES or name.startswith("._")
 
 
 def _open_regular(file: Path) -> int | None:

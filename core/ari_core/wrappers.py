@@ -445,7 +445,7 @@ def _strike(faults: list[Fault], *, after: bool) -> None:
             if fault.wait:
                 fault.wait()
             if fault.error:
-                raise fault.error
+                raise fault.error.with_traceback(None)  # else it grows with each time
 
 
 class _FaultyStream:
@@ -467,7 +467,7 @@ class _FaultyStream:
             data = self._forward(size)
             return bytes([data[0] ^ 1]) + data[1:] if data else data
         if fault.error:
-            raise fault.error
+            raise fault.error.with_traceback(None)
         return b""
 
     def _forward(self, size: int) -> bytes:

@@ -242,13 +242,16 @@ def _read(path: Path, max_bytes: int, *, guarded: bool) -> bytes:
     try:
         # Without O_NONBLOCK, opening a named pipe would wait for ever.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with open(fd, "rb") as stream:  # noqa: PTH123 - the checks below must be about this very file
-            found = os.fstat(fd)
+        try:
+            found = os.fstat(fd)  # of this very file, whatever has that name a moment later
             if not stat.S_ISREG(found.st_mode):
                 raise _error(path, None, "not a regular file")
             if guarded:
                 _check_guarded(path, found)
-            raw = stream.read(max_bytes + 1)
+            with open(fd, "rb", closefd=False) as stream:
+                raw = stream.read(max_bytes + 1)
+        finally:
+            os.close(fd)
     except OSError as error:
         raise from_os_error(error, f"reading {escape(str(path))}") from error
     if len(raw) > max_bytes:

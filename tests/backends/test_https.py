@@ -21,6 +21,7 @@ from support.httpd import Authority, Expired, OtherName, Proxy, Server, StaticFi
 from ari_backends import _http, https
 from ari_backends._claims import https_claims
 from ari_backends.https import RESUMES, Https, HttpsSettings
+from ari_core.conformance import BackendContract
 from ari_core.contract import CHUNK, Claim, Visibility
 from ari_core.errors import (
     AccessDenied,
@@ -180,6 +181,8 @@ def test_resolve_normalises(connect, ref, locator):
         ("https://[::1/x", "not a valid URL"),
         ("https://example.org/a\nb", "not a valid URL"),
         ("https://example.org/" + "a" * 70_000, "not a valid URL"),
+        ("https://example.org/\ud800", "not a valid URL"),
+        ("a" * 5000, "is not https"),
     ],
 )
 def test_resolve_refuses(connect, ref, says):
@@ -221,6 +224,11 @@ def test_max_download_spellings(text, size):
         {"token": "line\r\nfeed"},
         {"token": ""},
         {"tokens": "x"},
+        {"proxy": "h:1"},
+        {"proxy": "ftp://h:1"},
+        {"proxy": "socks5://h:1"},
+        {"proxy": "http://[h"},
+        {"proxy": "http://h:port"},
     ],
 )
 def test_wrong_settings(wrong):
@@ -230,9 +238,10 @@ def test_wrong_settings(wrong):
 
 def test_no_secret_in_repr_or_complaint():
     assert TOKEN not in repr(HttpsSettings(token=TOKEN, proxy=f"http://u:{TOKEN}@h:1"))
-    with pytest.raises(ValidationError) as caught:
-        HttpsSettings(token=TOKEN + " x")
-    assert TOKEN not in str(caught.value)
+    for wrong in ({"token": TOKEN + " x"}, {"proxy": f"ftp://u:{TOKEN}@h"}):
+        with pytest.raises(ValidationError) as caught:
+            HttpsSettings(**wrong)
+        assert TOKEN not in str(caught.value)
 
 
 def test_probe_finds_an_unusable_authority_file(connect, tmp_path):
@@ -242,10 +251,11 @@ def test_probe_finds_an_unusable_authority_file(connect, tmp_path):
     assert "ca_file" in caught.value.hint
 
 
-@pytest.mark.parametrize("proxy", ["ftp://h:1", "socks5://me:canary-token-9f2c@h:1", "http://[h", "http://h:port"])
-def test_probe_finds_an_unusable_proxy(connect, proxy):
-    error = refused(InvalidConfiguration, connect(proxy=proxy), "", lambda backend, _: backend.probe())
-    assert "proxy" in error.message
+@pytest.mark.parametrize("proxy", ["ftp://h:1", "socks5://me:canary-token-9f2c@h:1", "http://h:port"])
+def test_probe_finds_an_unusable_proxy(connect, monkeypatch, proxy):
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    error = refused(InvalidConfiguration, connect(), "", lambda backend, _: backend.probe())
+    assert "HTTPS_PROXY" in error.hint
 
 
 # -- plain use ---------------------------------------------------------------------------------------------------
@@ -837,7 +847,6 @@ def test_f3_loop(serve, connect, targets):
         "https://me:canary-token-9f2c@127.0.0.1:{port}/x",
         "https://a..b/x",
         "https://127.0.0.1:99999/x",
-        "https:///x",
         "https://[::1/" + QUERY,
         "https://127.0.0.1:canary-query-77aa/",
         "//canary-token-9f2c@127.0.0.1:{port}/",
@@ -1041,8 +1050,20 @@ def test_certificate_that_changes_before_a_resume(serve, connect, tmp_path):
 
 
 def test_plain_server_behind_https(serve, connect):
+    class Plain(Server):
+        def handle(self, sock):
+            sock.recv(10)
+            sock.sendall(b"HTTP/1.1 400 -\r\n\r\n")
+            return False
+
+    with Plain(None) as server:
+        refused(Unavailable, connect(), server.url().replace("http:", "https:"))
+
+
+def test_no_handshake_in_time(serve, connect):
     server = serve(StaticFile(BODY), tls=False)
-    refused(Unavailable, connect(), server.url().replace("http:", "https:"))
+    error = refused(Unavailable, connect(connect_timeout=0.2), server.url().replace("http:", "https:"))
+    assert "no connection within 0.2 s" in error.message
     assert not server.seen
 
 
@@ -1058,7 +1079,9 @@ def test_https_goes_through_the_proxy(serve, connect, monkeypatch, how):
         backend = connect(proxy=proxy.origin if how == "setting" else None)
         assert read(backend, f"https://example.test:{server.port}/x?{QUERY}") == BODY
         backend.close()
-    assert [request.target for request in proxy.seen] == [f"example.test:{server.port}"]
+    assert {(request.method, request.target) for request in proxy.seen} == {
+        ("CONNECT", f"example.test:{server.port}")
+    }
     for request in proxy.seen:
         assert not any(canary.encode() in request.raw for canary in CANARIES)
 
@@ -1090,3 +1113,62 @@ def test_proxy_that_refuses(serve, connect):
         error = refused(Unavailable, connect(proxy=address), server.url(f"/x?{QUERY}"))
         assert "proxy refuses: 407" in error.message
     assert not server.seen
+
+
+# -- what every backend owes -------------------------------------------------------------------------------------
+
+
+class Shelf:
+    """A responder with a file for each path, which can be made to fail."""
+
+    def __init__(self):
+        self.files = {}
+        self.trouble = None
+
+    def __call__(self, request, wire):
+        file = self.files.get(request.target)
+        trouble = {"open": "GET", "stat": "HEAD"}.get(self.trouble, "")
+        if self.trouble == "denied":
+            wire.answer(401)
+        elif file is None:
+            wire.answer(404)
+        elif request.method == trouble:
+            wire.answer(503)
+        elif self.trouble == "read" and request.method == "GET":
+            StaticFile(file, etag=None, cuts=[len(file) // 2])(request, wire)
+        else:
+            StaticFile(file)(request, wire)
+
+
+class TestConformance(BackendContract):
+    @pytest.fixture
+    def shelf(self):
+        return Shelf()
+
+    @pytest.fixture
+    def server(self, serve, shelf):
+        return serve(shelf, tls=False)
+
+    @pytest.fixture
+    def backend(self, connect, server, shelf):
+        backend = connect(proxy="http://me:another-secret@127.0.0.1:9")
+        backend.place, backend.shelf = server.url, shelf
+        return backend
+
+    def seed(self, backend, bundle):
+        path = f"/artifact/{bundle.archive_sha256}"
+        backend.shelf.files[path] = bundle.archive
+        return backend.resolve(backend.place(path))
+
+    def absent(self, backend):
+        return backend.resolve(backend.place("/artifact/none"))
+
+    def raw_corrupt(self, backend, locator):
+        ((path, archive),) = backend.shelf.files.items()
+        backend.shelf.files[path] = archive[:-1] + bytes([archive[-1] ^ 1])
+
+    @contextlib.contextmanager
+    def break_store(self, backend, step):
+        backend.shelf.trouble = step
+        yield
+        backend.shelf.trouble = None

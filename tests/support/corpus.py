@@ -194,9 +194,7 @@ for name, target in {
     "empty-target": "",
 }.items():
     through = {"link/ari-attack": X}
-    hostile(
-        "L1", name, symlink("link", target) + members(through), "'link'", "symbolic link", listed=through
-    )
+    hostile("L1", name, symlink("link", target) + members(through), "'link'", "symbolic link", listed=through)
     hostile("L1", f"{name}-listed", symlink("link", target), "'link'", "symbolic link", listed={"link": b""})
 
 UP = "d" * 247
@@ -204,7 +202,9 @@ _steps = "abcdefghijklmnop"
 _path = ""
 _chain = b""
 for step in _steps:
-    _chain += pax_member(_path + UP + "/", kind=b"5") + pax(("path", _path + step), ("linkpath", UP)) + symlink("s", "")
+    _chain += (
+        pax_member(_path + UP + "/", kind=b"5") + pax(("path", _path + step), ("linkpath", UP)) + symlink("s", "")
+    )
     _path += UP + "/"
 _long = "/".join(_steps)
 hostile(
@@ -224,7 +224,13 @@ hostile(
 hostile("L2", "empty-name", symlink("", ".."), "symbolic link")
 hostile("L2", "root", symlink("./", "/tmp"), "symbolic link")  # noqa: S108 - the attack
 hostile("L2", "root-dot", symlink(".", "/tmp"), "symbolic link")  # noqa: S108 - the attack
-hostile("L2", "gnu-long-target", longname("t" * 300, kind=b"K") + symlink("s", "t", magic=GNU), "GNU long link", magic=GNU)
+hostile(
+    "L2",
+    "gnu-long-target",
+    longname("t" * 300, kind=b"K") + symlink("s", "t", magic=GNU),
+    "GNU long link",
+    magic=GNU,
+)
 
 for name, evil in {
     "outside": hardlink("hard", "../../canary"),
@@ -298,7 +304,14 @@ for kind, says in {
     name = f"type-{ord(kind):02x}"
     evil = member("odd", X, kind=kind.encode("latin-1"))
     hostile("T3", name, evil, "'odd'", says, listed={"odd": X})
-    hostile("T3", f"{name}-gnu", member("odd", X, kind=kind.encode("latin-1"), magic=GNU), says, listed={"odd": X}, magic=GNU)
+    hostile(
+        "T3",
+        f"{name}-gnu",
+        member("odd", X, kind=kind.encode("latin-1"), magic=GNU),
+        says,
+        listed={"odd": X},
+        magic=GNU,
+    )
 for key, value in (
     ("GNU.sparse.major", "1"),
     ("GNU.sparse.map", "0,1"),
@@ -310,7 +323,9 @@ for key, value in (
     hostile("T3", key, pax((key, value)) + member("x", X), key, listed={"x": X})
 
 V7 = bytes(8)
-hostile("T4", "folder-with-size", member("d/", bytes(512), b"5") + member("d/x", X), "'d", "size", listed={"d/x": X})
+hostile(
+    "T4", "folder-with-size", member("d/", bytes(512), b"5") + member("d/x", X), "'d", "size", listed={"d/x": X}
+)
 hostile(
     "T4",
     "folder-with-hidden-header",
@@ -319,7 +334,9 @@ hostile(
     "size",
     listed={"d/x": X},
 )
-hostile("T4", "folder-with-pax-size", pax(("size", "512")) + folder("d/") + member("d/x", X), "size", listed={"d/x": X})
+hostile(
+    "T4", "folder-with-pax-size", pax(("size", "512")) + folder("d/") + member("d/x", X), "size", listed={"d/x": X}
+)
 hostile("T4", "v7", member("d/", bytes(512), magic=V7), "magic")
 hostile("T4", "ustar-file", member("d/", bytes(512)), "'d/'", "empty part")
 hostile("T4", "oldest-file", member("d/", bytes(512), b"\0"), "'d/'", "oldest")
@@ -346,13 +363,33 @@ for magic, label in ((POSIX, "posix"), (GNU, "gnu")):
         + member("short", big, magic=magic)
         + member("file_b", big, magic=magic)
     )
-    hostile("X2", f"pax-size-then-long-name-{label}", evil, "two extension headers", listed={"file_a": big, "file_b": big}, magic=magic)
+    hostile(
+        "X2",
+        f"pax-size-then-long-name-{label}",
+        evil,
+        "two extension headers",
+        listed={"file_a": big, "file_b": big},
+        magic=magic,
+    )
     two = (pax(("path", "from_pax"), magic=magic), longname("from_l", magic=magic))
     for order, parts in (("pax-first", two), ("gnu-first", two[::-1])):
         for path in ("from_pax", "from_l"):
             says = "two extension headers" if magic == GNU or order == "pax-first" else "long name"
-            hostile("X2", f"{order}-{label}-{path}", b"".join(parts) + member("x", X, magic=magic), says, listed={path: X}, magic=magic)
-hostile("X2", "long-name-in-a-posix-archive", longname("x", magic=POSIX) + member("short", X), "long name", listed={"x": X})
+            hostile(
+                "X2",
+                f"{order}-{label}-{path}",
+                b"".join(parts) + member("x", X, magic=magic),
+                says,
+                listed={path: X},
+                magic=magic,
+            )
+hostile(
+    "X2",
+    "long-name-in-a-posix-archive",
+    longname("x", magic=POSIX) + member("short", X),
+    "long name",
+    listed={"x": X},
+)
 
 for name, evil, says in (
     ("path-same", pax(("path", "x"), ("path", "x")), "'path' twice"),
@@ -367,8 +404,15 @@ for name, evil, says in (
     ("global-empty", raw_pax(b"", b"g"), "global"),
 ):
     hostile("X3", name, evil + member("x", X), says, listed={"x": X})
-hostile("X3", "two-long-names", longname("y") + gnu_member("x", X), "two extension headers", listed={"x": X}, magic=GNU)
-refuse("X3", "global-first", "global", whole=lambda: gzip(pax(("comment", "0" * 40), kind=b"g") + plain_bundle(HONEST)))
+hostile(
+    "X3", "two-long-names", longname("y") + gnu_member("x", X), "two extension headers", listed={"x": X}, magic=GNU
+)
+refuse(
+    "X3",
+    "global-first",
+    "global",
+    whole=lambda: gzip(pax(("comment", "0" * 40), kind=b"g") + plain_bundle(HONEST)),
+)
 
 for name, payload in {
     "length-0": b"0 path=x\n",
@@ -421,8 +465,22 @@ hostile("X5", "nul-in-pax-path", pax_member("good\0evil", X), "U+0000", listed={
 hostile("X5", "nul-at-the-end-of-pax-path", pax_member("good\0", X), "U+0000", listed={"good": X})
 hostile("X5", "nul-in-long-name", gnu_member("good\0evil", X), "long name", listed={"good": X}, magic=GNU)
 hostile("X5", "two-nuls-behind-long-name", gnu_member("good\0", X), "long name", listed={"good": X}, magic=GNU)
-hostile("X5", "long-name-without-nul", longname("good", end=b"") + member("x", X, magic=GNU), "long name", listed={"good": X}, magic=GNU)
-hostile("X5", "empty-long-name-block", longname("", end=b"") + member("x", X, magic=GNU), "long name", listed={"x": X}, magic=GNU)
+hostile(
+    "X5",
+    "long-name-without-nul",
+    longname("good", end=b"") + member("x", X, magic=GNU),
+    "long name",
+    listed={"good": X},
+    magic=GNU,
+)
+hostile(
+    "X5",
+    "empty-long-name-block",
+    longname("", end=b"") + member("x", X, magic=GNU),
+    "long name",
+    listed={"x": X},
+    magic=GNU,
+)
 hostile("X5", "fffe-in-pax-path", pax_member(b"\xff\xfe", X), "\\\\xff\\\\xfe", "UTF-8")
 hostile("X5", "fffe-in-header", member(b"\xff\xfe", X), "\\\\xff\\\\xfe", "UTF-8")
 hostile("X5", "fffe-in-prefix", member(b"x", X, prefix=b"\xff\xfe"), "UTF-8")
@@ -494,13 +552,53 @@ for name, size in {
 }.items():
     hostile("X7", f"pax-{name}", pax(("size", size)) + member("x", X), "pax size", listed={"x": X})
 for field_name in ("mode", "uid", "gid", "mtime", "devmajor", "chksum"):
-    for name, value in (("letters", b"abcdef\0"), ("minus", b"-00001\0"), ("plus", b"+00001\0"), ("underscore", b"1_0\0")):
-        hostile("X7", f"{field_name}-{name}", member("x", X, **{field_name: value}), field_name.replace("chksum", "checksum"), listed={"x": X})
+    for name, value in (
+        ("letters", b"abcdef\0"),
+        ("minus", b"-00001\0"),
+        ("plus", b"+00001\0"),
+        ("underscore", b"1_0\0"),
+    ):
+        hostile(
+            "X7",
+            f"{field_name}-{name}",
+            member("x", X, **{field_name: value}),
+            field_name.replace("chksum", "checksum"),
+            listed={"x": X},
+        )
 
-whole("X8", "pax-50-mb", lambda: gzip_with_run(_opening() + header("PaxHeaders/x", 50 << 20, b"x"), b"x", 50, END), "extension", "limit", "ARI_LIMIT_PAX_BYTES", big=True)
-whole("X8", "pax-50-mb-of-records", lambda: gzip(_opening() + raw_pax(record("comment", "c" * 90) * 500_000) + END, level=1), "extension", "limit", big=True)
-whole("X8", "pax-just-over", lambda: gzip(_opening() + raw_pax(_records(64 * 1024 + 1)) + member("x", X) + END), "65537 bytes", "65536", listed={**HONEST, "x": X})
-whole("X8", "long-name-1-mb", lambda: gzip(_opening(GNU) + longname("n" * (1 << 20)) + member("x", X, magic=GNU) + END), "extension", "limit", big=True)
+whole(
+    "X8",
+    "pax-50-mb",
+    lambda: gzip_with_run(_opening() + header("PaxHeaders/x", 50 << 20, b"x"), b"x", 50, END),
+    "extension",
+    "limit",
+    "ARI_LIMIT_PAX_BYTES",
+    big=True,
+)
+whole(
+    "X8",
+    "pax-50-mb-of-records",
+    lambda: gzip(_opening() + raw_pax(record("comment", "c" * 90) * 500_000) + END, level=1),
+    "extension",
+    "limit",
+    big=True,
+)
+whole(
+    "X8",
+    "pax-just-over",
+    lambda: gzip(_opening() + raw_pax(_records(64 * 1024 + 1)) + member("x", X) + END),
+    "65537 bytes",
+    "65536",
+    listed={**HONEST, "x": X},
+)
+whole(
+    "X8",
+    "long-name-1-mb",
+    lambda: gzip(_opening(GNU) + longname("n" * (1 << 20)) + member("x", X, magic=GNU) + END),
+    "extension",
+    "limit",
+    big=True,
+)
 
 
 def _opening(magic=POSIX):
@@ -523,13 +621,31 @@ for name, magic in {
     hostile("X9", name, member("x", X, magic=magic), "magic", listed={"x": X})
     tar = plain_bundle(HONEST, magic=magic)
     whole("X9", f"{name}-throughout", lambda t=tar: gzip(t), "magic")
-hostile("X9", "star", member("x", X, padding=b"\0" * 8 + b"tar\0"), "data where there should be none", listed={"x": X})
-hostile("X9", "padding", member("x", X, padding=b"\0" * 11 + b"x"), "data where there should be none", listed={"x": X})
+hostile(
+    "X9", "star", member("x", X, padding=b"\0" * 8 + b"tar\0"), "data where there should be none", listed={"x": X}
+)
+hostile(
+    "X9", "padding", member("x", X, padding=b"\0" * 11 + b"x"), "data where there should be none", listed={"x": X}
+)
 hostile("X9", "gnu-in-posix", member("x", X, magic=GNU), "mixes", listed={"x": X})
 hostile("X9", "posix-in-gnu", member("x", X, magic=POSIX), "mixes", listed={"x": X}, magic=GNU)
 hostile("X9", "gnu-long-name-in-posix", longname("x") + member("short", X), "mixes", listed={"x": X})
-hostile("X9", "posix-pax-in-gnu", pax(("path", "x")) + member("short", X, magic=GNU), "mixes", listed={"x": X}, magic=GNU)
-hostile("X9", "gnu-with-prefix", member("x", X, magic=GNU, prefix="up"), "data where there should be none", listed={"x": X}, magic=GNU)
+hostile(
+    "X9",
+    "posix-pax-in-gnu",
+    pax(("path", "x")) + member("short", X, magic=GNU),
+    "mixes",
+    listed={"x": X},
+    magic=GNU,
+)
+hostile(
+    "X9",
+    "gnu-with-prefix",
+    member("x", X, magic=GNU, prefix="up"),
+    "data where there should be none",
+    listed={"x": X},
+    magic=GNU,
+)
 hostile("X9", "name-with-tail", member(b"x\0tail", X), "behind the end of a name", listed={"x": X})
 hostile("X9", "prefix-with-tail", member("x", X, prefix=b"a\0tail"), "behind the end of a name", listed={"a/x": X})
 
@@ -678,11 +794,44 @@ for shape in ("first", "last"):
         )
 
     last = shape == "last"
-    whole("R1", f"claims-10-streams-1-gb-{shape}", lambda b=_bomb, s=last: b(header("big", 10) + padded(b"0123456789"), last=s), "", big=True, listed=TEN)
-    whole("R1", f"manifest-10-header-1-gb-{shape}", lambda b=_bomb, s=last: b(header("big", 1 << 30), last=s), "'big'", big=True, listed=TEN)
-    whole("R1", f"pax-1-gb-header-10-{shape}", lambda b=_bomb, s=last: b(pax(("size", str(1 << 30))) + header("big", 10), last=s), "'big'", "size", big=True, listed=TEN)
-whole("R1", "unlisted-1-gb", lambda: gzip_with_run(_opening() + header("more", 1 << 30), b"\0", 1024, END), "'more'", big=True)
-whole("R1", "huge-header-no-body", lambda: gzip(_opening(GNU) + header("more", base256(2**62, 12), magic=GNU) + END), "'more'")
+    whole(
+        "R1",
+        f"claims-10-streams-1-gb-{shape}",
+        lambda b=_bomb, s=last: b(header("big", 10) + padded(b"0123456789"), last=s),
+        "",
+        big=True,
+        listed=TEN,
+    )
+    whole(
+        "R1",
+        f"manifest-10-header-1-gb-{shape}",
+        lambda b=_bomb, s=last: b(header("big", 1 << 30), last=s),
+        "'big'",
+        big=True,
+        listed=TEN,
+    )
+    whole(
+        "R1",
+        f"pax-1-gb-header-10-{shape}",
+        lambda b=_bomb, s=last: b(pax(("size", str(1 << 30))) + header("big", 10), last=s),
+        "'big'",
+        "size",
+        big=True,
+        listed=TEN,
+    )
+whole(
+    "R1",
+    "unlisted-1-gb",
+    lambda: gzip_with_run(_opening() + header("more", 1 << 30), b"\0", 1024, END),
+    "'more'",
+    big=True,
+)
+whole(
+    "R1",
+    "huge-header-no-body",
+    lambda: gzip(_opening(GNU) + header("more", base256(2**62, 12), magic=GNU) + END),
+    "'more'",
+)
 
 # -- N: names --------------------------------------------------------------------------------------------------------
 
@@ -690,7 +839,9 @@ hostile("N1", "same-bytes", A, "'a.txt'", "twice")
 hostile("N1", "other-bytes", member("a.txt", b"other\n"), "'a.txt'", "twice")
 hostile("N1", "other-bytes-first-listed", member("z.txt", b"other!"), "'z.txt'")
 hostile("N1", "pax-and-header", pax_member("a.txt", HONEST["a.txt"]), "'a.txt'", "twice")
-hostile("N1", "prefix-and-whole", member("d/x", X) + member("x", X, prefix="d"), "'d/x'", "twice", listed={"d/x": X})
+hostile(
+    "N1", "prefix-and-whole", member("d/x", X) + member("x", X, prefix="d"), "'d/x'", "twice", listed={"d/x": X}
+)
 
 CHARACTERS = {
     "lf": "\n",
@@ -752,7 +903,13 @@ for name, extra, says in (
     ("folder-with-control", folder("d\x1b[2J/"), "U+001B"),
 ):
     hostile("M1", name, extra, says)
-hostile("M1", "folder-beside-listed", folder("d/") + folder("d/other/") + member("d/x", X), "'d/other", listed={"d/x": X})
+hostile(
+    "M1",
+    "folder-beside-listed",
+    folder("d/") + folder("d/other/") + member("d/x", X),
+    "'d/other",
+    listed={"d/x": X},
+)
 
 refuse("M2", "missing", "'x'", blocks=A + Z, listed={**HONEST, "x": X})
 refuse("M2", "all-missing", "'a.txt'", blocks=b"")
@@ -780,8 +937,21 @@ def _digit(listed):
 
 
 _raw = _listing(_digit)
-refuse("M2", "one-digit-of-the-hash", "'z.txt'", "SHA-256", blocks=A + Z, manifest=_raw, digest=json.loads(_raw)["bundle_sha256"])
-bad_manifest("M2", "one-digit-of-the-hash-not-of-the-digest", _listing(_digit, bundle_sha256=bundle_digest(HONEST)), "bundle digest")
+refuse(
+    "M2",
+    "one-digit-of-the-hash",
+    "'z.txt'",
+    "SHA-256",
+    blocks=A + Z,
+    manifest=_raw,
+    digest=json.loads(_raw)["bundle_sha256"],
+)
+bad_manifest(
+    "M2",
+    "one-digit-of-the-hash-not-of-the-digest",
+    _listing(_digit, bundle_sha256=bundle_digest(HONEST)),
+    "bundle digest",
+)
 
 _fine = member("x", X)
 for names in UNSAFE.values():
@@ -824,19 +994,104 @@ refuse("M5", "missing-and-nothing-else", MANIFEST, whole=lambda: gzip(END))
 refuse("M5", "twice", MANIFEST, "twice", blocks=A + Z + FIRST)
 refuse("M5", "twice-other", MANIFEST, "twice", blocks=A + Z + member(MANIFEST, manifest({})))
 refuse("M5", "folder", MANIFEST, whole=lambda: gzip(folder(MANIFEST + "/") + A + Z + END))
-refuse("M5", "symlink", "'manifest.lock'", "symbolic link", whole=lambda: gzip(member("real", manifest(HONEST)) + symlink(MANIFEST, "real") + A + Z + END))
-refuse("M5", "hard-link", "'manifest.lock'", "hard link", whole=lambda: gzip(member("real", manifest(HONEST)) + hardlink(MANIFEST, "real") + A + Z + END))
-refuse("M5", "too-deep", MANIFEST, whole=lambda: gzip(b"".join(member(f"a/b/{p}", d) for p, d in {MANIFEST: manifest(HONEST), **HONEST}.items()) + END))
-refuse("M5", "other-top-folder", MANIFEST, whole=lambda: gzip(member("top/manifest.lock", manifest(HONEST)) + member("other/a.txt", HONEST["a.txt"]) + member("other/z.txt", HONEST["z.txt"]) + END))
-refuse("M5", "top-folder-but-one-beside", MANIFEST, whole=lambda: gzip(b"".join(member(f"top/{p}", d) for p, d in {MANIFEST: manifest(HONEST), **HONEST}.items()) + member("beside", X) + END))
-refuse("M5", "top-folder-but-one-folder-beside", MANIFEST, whole=lambda: gzip(b"".join(member(f"top/{p}", d) for p, d in {MANIFEST: manifest(HONEST), **HONEST}.items()) + folder("beside/") + END))
-refuse("M5", "root-and-top", "'top/", whole=lambda: gzip(plain_bundle(HONEST)[: -len(END)] + b"".join(member(f"top/{p}", d) for p, d in {MANIFEST: manifest(HONEST), **HONEST}.items()) + END))
-refuse("M5", "top-and-root", "'top/manifest.lock'", whole=lambda: gzip(b"".join(member(f"top/{p}", d) for p, d in {MANIFEST: manifest(HONEST), **HONEST}.items()) + plain_bundle(HONEST)))
-refuse("M5", "top-folder-is-git", "'.git", whole=lambda: gzip(b"".join(member(f".git/{p}", d) for p, d in {MANIFEST: manifest(HONEST), **HONEST}.items()) + END))
-refuse("M5", "lists-itself", "lists itself", blocks=A + Z, manifest=manifest_of([*entries(HONEST), *entries({MANIFEST: b""})]))
+refuse(
+    "M5",
+    "symlink",
+    "'manifest.lock'",
+    "symbolic link",
+    whole=lambda: gzip(member("real", manifest(HONEST)) + symlink(MANIFEST, "real") + A + Z + END),
+)
+refuse(
+    "M5",
+    "hard-link",
+    "'manifest.lock'",
+    "hard link",
+    whole=lambda: gzip(member("real", manifest(HONEST)) + hardlink(MANIFEST, "real") + A + Z + END),
+)
+refuse(
+    "M5",
+    "too-deep",
+    MANIFEST,
+    whole=lambda: gzip(
+        b"".join(member(f"a/b/{p}", d) for p, d in {MANIFEST: manifest(HONEST), **HONEST}.items()) + END
+    ),
+)
+refuse(
+    "M5",
+    "other-top-folder",
+    MANIFEST,
+    whole=lambda: gzip(
+        member("top/manifest.lock", manifest(HONEST))
+        + member("other/a.txt", HONEST["a.txt"])
+        + member("other/z.txt", HONEST["z.txt"])
+        + END
+    ),
+)
+refuse(
+    "M5",
+    "top-folder-but-one-beside",
+    MANIFEST,
+    whole=lambda: gzip(
+        b"".join(member(f"top/{p}", d) for p, d in {MANIFEST: manifest(HONEST), **HONEST}.items())
+        + member("beside", X)
+        + END
+    ),
+)
+refuse(
+    "M5",
+    "top-folder-but-one-folder-beside",
+    MANIFEST,
+    whole=lambda: gzip(
+        b"".join(member(f"top/{p}", d) for p, d in {MANIFEST: manifest(HONEST), **HONEST}.items())
+        + folder("beside/")
+        + END
+    ),
+)
+refuse(
+    "M5",
+    "root-and-top",
+    "'top/",
+    whole=lambda: gzip(
+        plain_bundle(HONEST)[: -len(END)]
+        + b"".join(member(f"top/{p}", d) for p, d in {MANIFEST: manifest(HONEST), **HONEST}.items())
+        + END
+    ),
+)
+refuse(
+    "M5",
+    "top-and-root",
+    "'top/manifest.lock'",
+    whole=lambda: gzip(
+        b"".join(member(f"top/{p}", d) for p, d in {MANIFEST: manifest(HONEST), **HONEST}.items())
+        + plain_bundle(HONEST)
+    ),
+)
+refuse(
+    "M5",
+    "top-folder-is-git",
+    "'.git",
+    whole=lambda: gzip(
+        b"".join(member(f".git/{p}", d) for p, d in {MANIFEST: manifest(HONEST), **HONEST}.items()) + END
+    ),
+)
+refuse(
+    "M5",
+    "lists-itself",
+    "lists itself",
+    blocks=A + Z,
+    manifest=manifest_of([*entries(HONEST), *entries({MANIFEST: b""})]),
+)
 refuse("M5", "upper-case", MANIFEST, whole=lambda: gzip(member("MANIFEST.LOCK", manifest(HONEST)) + A + Z + END))
 
-for name, version in (("2", 2), ("0", 0), ("text", "1"), ("float", 1.0), ("true", True), ("null", None), ("list", [1])):
+for name, version in (
+    ("2", 2),
+    ("0", 0),
+    ("text", "1"),
+    ("float", 1.0),
+    ("true", True),
+    ("null", None),
+    ("list", [1]),
+):
     bad_manifest("M6", f"version-{name}", manifest(HONEST, version=version), "version")
 for name, change, says in (
     ("unknown-key", lambda e: e[0].update(mode=420), "'mode'"),
@@ -905,7 +1160,11 @@ for name, raw, says in (
     ("5000-digits-version", replaced('"version": 1', f'"version": {"1" * 5000}'), "digits"),
     ("5000-digit-fraction", replaced('"size": 6', f'"size": 0.{"1" * 5000}'), "size"),
     ("deep-lists", replaced('"version"', f'"more": {"[" * DEEP + "]" * DEEP}, "version"'), "deep"),
-    ("deep-objects", replaced('"version"', '"more": ' + '{"k":' * DEEP + "1" + "}" * DEEP + ', "version"'), "deep"),
+    (
+        "deep-objects",
+        replaced('"version"', '"more": ' + '{"k":' * DEEP + "1" + "}" * DEEP + ', "version"'),
+        "deep",
+    ),
     ("deep-only", b"[" * DEEP, "deep"),
     ("deep-version", replaced('"version": 1', '"version": ' + "[" * 900 + "]" * 900), "version"),
     ("deep-size", replaced('"size": 6', '"size": ' + "[" * 900 + "]" * 900), "size"),
@@ -950,7 +1209,21 @@ for name, raw, says in (
 ):
     bad_manifest("J2", name, raw, says)
 
-for value in ('"6"', "6.0", "6e0", "1e3", "true", "-1", "-0.0", "null", str(2**63), str(2**64 + 6), "[6]", "{}", "0.6e1"):
+for value in (
+    '"6"',
+    "6.0",
+    "6e0",
+    "1e3",
+    "true",
+    "-1",
+    "-0.0",
+    "null",
+    str(2**63),
+    str(2**64 + 6),
+    "[6]",
+    "{}",
+    "0.6e1",
+):
     bad_manifest("J3", f"size-{value}", replaced('"size": 6', f'"size": {value}'), "size")
 bad_manifest("J3", "size-leading-zero", replaced('"size": 6', '"size": 06'), "JSON")
 bad_manifest("J3", "size-plus", replaced('"size": 6', '"size": +6'), "JSON")

@@ -106,11 +106,11 @@ class Server:
     def __exit__(self, *_):
         self._stopping.set()
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-            pass  # wakes the accepting thread
-        self._listener.close()
+            pass  # wakes the accepting thread, which is the first in the list and the only one that adds to it
         for thread in self._threads:
             thread.join(10)
             assert not thread.is_alive(), "a server thread hangs"
+        self._listener.close()
 
     def _start(self, target, *args):
         thread = threading.Thread(target=target, args=args, daemon=True)
@@ -127,6 +127,7 @@ class Server:
             stack.callback(sock.close)
             try:
                 sock.settimeout(10)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if self._tls:
                     sock = self._tls.wrap_socket(sock, server_side=True)
                     stack.callback(sock.close)

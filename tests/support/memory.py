@@ -131,9 +131,10 @@ class MemoryBackend(Backend):
             for locator, stored in page:
                 after = locator
                 yield self._artifact(locator, stored), after
-            self.space.check("list")
 
     def _page(self, after):
+        if after:
+            self.space.check("list")
         with self.space.lock:
             behind = sorted(item for item in self.space.items.items() if after is None or item[0] > after)
         return behind[: self.settings.page]

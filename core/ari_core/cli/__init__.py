@@ -13,16 +13,14 @@ _INTERRUPTED = InterruptedByUserError("interrupted; nothing was left half-done")
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns the exit status; never lets an exception out."""
-    from ari_core.cli import output  # noqa: PLC0415 - the entry point imports little until it runs
-    from ari_core.cli.app import app  # noqa: PLC0415
+    from ari_core.cli import output
+    from ari_core.cli.app import app
 
     arguments = sys.argv[1:] if arguments is None else arguments
     output.use(json="--json" in arguments)  # so that errors of parsing come out right too
     try:
         status = app(arguments, prog_name="ari", standalone_mode=False)
         sys.stdout.flush()
-        if status == _INTERRUPTED.exit_code:  # what typer makes of Ctrl-C
-            return _fail(_INTERRUPTED)
     except KeyboardInterrupt:
         return _fail(_INTERRUPTED)
     except BrokenPipeError:
@@ -34,12 +32,14 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         return _fail(from_os_error(error, "running the command"))
     except Exception as error:  # noqa: BLE001 - the last resort: a sentence instead of a traceback
+        if isinstance(error.__cause__, KeyboardInterrupt):  # what click makes of Ctrl-C
+            return _fail(_INTERRUPTED)
         return output.usage_error(error) or _bug(error)
     return status if isinstance(status, int) else 0
 
 
 def _fail(error: AriError) -> int:
-    from ari_core.cli import output  # noqa: PLC0415
+    from ari_core.cli import output
 
     if os.environ.get("ARI_DEBUG") and error.exit_code == _BUG.exit_code:
         raise error
@@ -48,7 +48,7 @@ def _fail(error: AriError) -> int:
 
 
 def _bug(error: Exception) -> int:
-    from ari_core.cli import output  # noqa: PLC0415
+    from ari_core.cli import output
 
     if os.environ.get("ARI_DEBUG"):
         raise error

@@ -2,110 +2,96 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-from typer.core import TyperGroup
+import click
 
 from ari_core.cli import authoring, backends, output, reading
+from ari_core.errors import PluginLoadError
 
 if TYPE_CHECKING:
     from ari_core.contract import CommandGroupSpec
     from ari_core.plugins import LoadedPlugins
 
-PLAIN: dict[str, Any] = {
-    "no_args_is_help": True,
-    "rich_markup_mode": None,
-    "pretty_exceptions_enable": False,
-    "context_settings": {"help_option_names": ["-h", "--help"]},
-}
+_HELP = {"help_option_names": ["-h", "--help"]}
 
 
-class _PluginGroup(TyperGroup):
+class _PluginGroup(click.Group):
     """Stands for a plugin's command group until somebody calls it."""
 
-    def __init__(self, spec: CommandGroupSpec) -> None:
-        super().__init__(name=spec.name, help=spec.help, rich_markup_mode=None)
-        self._spec = spec
+    def __init__(self, spec: CommandGroupSpec, plugins: LoadedPlugins) -> None:
+        super().__init__(spec.name, help=spec.help)
+        self._spec, self._plugins = spec, plugins
 
-    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        return self._load().make_context(info_name, args, parent=parent, **extra)
-
-    def _load(self) -> Any:
-        from ari_core.errors import PluginLoadError  # noqa: PLC0415 - only when it is really called
-
-        module, _, attribute = self._spec.app.partition(":")
-        try:
-            group = getattr(importlib.import_module(module), attribute)
-        except ImportError as error:
-            hint = f"pip install '{self._spec.extra}'" if self._spec.extra else None
-            raise PluginLoadError(f"`ari {self._spec.name}` is not installed: {error}", hint=hint) from error
-        return typer.main.get_command(group)
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        group = self._plugins.load_group(self._spec)
+        if not isinstance(group, click.Command):
+            raise PluginLoadError(f"`ari {self._spec.name}` cannot run: {self._spec.app} is not a click command")
+        return group.make_context(info_name, args, parent, **extra)
 
 
-class _Root(TyperGroup):
+class _Root(click.Group):
     """The top level: our commands, then those of plugins."""
 
-    _plugins: LoadedPlugins | None = None
+    _groups: dict[str, _PluginGroup] | None = None
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        return [*super().list_commands(ctx), *self._groups()]
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return [*self.commands, *self._plugin_groups()]  # ours in the order of a session, not of the alphabet
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        return super().get_command(ctx, cmd_name) or self._groups().get(cmd_name)
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, cmd_name) or self._plugin_groups().get(cmd_name)
 
-    def _groups(self) -> dict[str, _PluginGroup]:
-        if self._plugins is None:
-            from ari_core.plugins import load_plugins  # noqa: PLC0415 - our own commands need no plugin to be found
+    def _plugin_groups(self) -> dict[str, _PluginGroup]:
+        if self._groups is None:
+            from ari_core.plugins import load_plugins
 
-            self._plugins = load_plugins()
-            for problem in self._plugins.problems:
+            plugins = load_plugins()
+            for problem in plugins.problems:
                 output.warn(problem.message)
-        return {
-            name: _PluginGroup(spec) for name, spec in self._plugins.groups.items() if name not in self.commands
-        }
+            self._groups = {
+                name: _PluginGroup(spec, plugins)
+                for name, spec in plugins.groups.items()
+                if name not in self.commands
+            }
+        return self._groups
 
 
-app = typer.Typer(
-    cls=_Root,
-    help="Publish research bundles whose digest stands in the paper; clone any copy and know it is the one.",
-    **PLAIN,
+def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        click.echo(f"ari-registry {version('ari-registry')}")
+        context.exit()
+
+
+@click.group(cls=_Root, context_settings=_HELP)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_version,
+    help="Show the version and exit.",
 )
-
-
-def _version(show: bool) -> None:
-    if show:
-        from importlib.metadata import version  # noqa: PLC0415 - only here
-
-        print(f"ari-registry {version('ari-registry')}")  # noqa: T201 - this is the output
-        raise typer.Exit
-
-
-@app.callback()
-def root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
-) -> None:
+def app() -> None:
     """Publish research bundles whose digest stands in the paper; clone any copy and know it is the one."""
 
 
-app.command()(reading.clone)
-app.command()(reading.verify)
-app.command()(reading.show)
-app.command("publish")(authoring.publish)
+@click.group()
+def ear() -> None:
+    """Curate, publish and look after a checkpoint."""
 
-ear = typer.Typer(help="Curate, publish and look after a checkpoint.", **PLAIN)
-ear.command()(authoring.curate)
-ear.command()(authoring.publish)
-ear.command()(authoring.promote)
-ear.command()(authoring.status)
-ear.command()(authoring.delete)
-app.add_typer(ear, name="ear")
 
-stores = typer.Typer(help="See and try places to store bundles.", **PLAIN)
-stores.command("list")(backends.list_)
-stores.command()(backends.show)
-stores.command()(backends.check)
-app.add_typer(stores, name="backends")
+@click.group("backends")
+def stores() -> None:
+    """See and try places to store bundles."""
+
+
+for _command in (reading.clone, reading.verify, reading.show, authoring.publish, ear, stores):
+    app.add_command(_command)
+for _command in (authoring.curate, authoring.publish, authoring.promote, authoring.status, authoring.delete):
+    ear.add_command(_command)
+for _command in (backends.list_, backends.show, backends.check):
+    stores.add_command(_command)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
 from ari_core.cli import options, output
 from ari_core.names import quoted
@@ -14,34 +15,23 @@ if TYPE_CHECKING:
     from ari_core.record import Record
     from ari_core.workflows.publish import PublishResult
 
-BackendName = Annotated[
-    str | None,
-    typer.Option(
-        "--backend",
-        metavar="NAME",
-        help="A backend or a profile; `ari backends list` shows them.",
-        show_default=False,
-    ),
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, change nothing.")]
 
+@click.command()
+@options.checkpoint
+@click.option("--show-files", is_flag=True, help="List every file that is published.")
+@click.option("--no-scan-secrets", is_flag=True, help="Do not look for content that looks like a secret.")
+@options.json
+def curate(checkpoint: Path | None, *, show_files: bool, no_scan_secrets: bool) -> None:
+    """Copy what may be published to ear_published/.
 
-def curate(
-    checkpoint: options.Checkpoint = None,
-    show_files: Annotated[bool, typer.Option("--show-files", help="List every file that is published.")] = False,
-    no_scan_secrets: Annotated[
-        bool, typer.Option("--no-scan-secrets", help="Do not look for content that looks like a secret.")
-    ] = False,
-    json: options.Json = False,
-) -> None:
-    r"""Copy what may be published to ear_published/.
+    CHECKPOINT is a directory with ear/ in it; default: $ARI_CHECKPOINT_DIR, else the current directory.
 
     \b
     Examples:
       ari ear curate
       ari ear curate run_42 --show-files
     """
-    from ari_core.workflows.curate import curate as run  # noqa: PLC0415 - other commands need not pay for it
+    from ari_core.workflows.curate import curate as run
 
     with output.progress() as progress:
         done = run(checkpoint, scan_secrets=not no_scan_secrets, progress=progress)
@@ -67,26 +57,30 @@ def curate(
     )
 
 
+@click.command()
+@options.checkpoint
+@click.option("--backend", metavar="NAME", help="A backend or a profile; `ari backends list` shows them.")
+@options.setting
+@click.option(
+    "--visibility",
+    metavar="LEVEL",
+    help="Wished for in the end: staged, private-token, unlisted, public or embargoed-until:YYYY-MM-DD.",
+)
+@options.dry_run
+@click.option("--replace", is_flag=True, help="Let it take the place of another bundle that is in the way.")
+@click.option("--allow-empty", is_flag=True, help="Publish a bundle without files.")
+@options.json
 def publish(
-    checkpoint: options.Checkpoint = None,
-    backend: BackendName = None,
-    o: options.Settings = None,
-    visibility: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LEVEL",
-            help="Wished for in the end: staged, private-token, unlisted, public or embargoed-until:YYYY-MM-DD.",
-            show_default=False,
-        ),
-    ] = None,
-    dry_run: DryRun = False,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Let it take the place of another bundle that is in the way.")
-    ] = False,
-    allow_empty: Annotated[bool, typer.Option("--allow-empty", help="Publish a bundle without files.")] = False,
-    json: options.Json = False,
+    checkpoint: Path | None,
+    pairs: tuple[str, ...],
+    *,
+    backend: str | None,
+    visibility: str | None,
+    dry_run: bool,
+    replace: bool,
+    allow_empty: bool,
 ) -> None:
-    r"""Pack what was curated and store it, staged.
+    """Pack what was curated and store it, staged.
 
     \b
     Examples:
@@ -94,13 +88,13 @@ def publish(
       ari ear publish run_42 -o out=/media/usb
       ari ear publish --backend local-tarball --visibility public --dry-run
     """
-    from ari_core.workflows.publish import publish as run  # noqa: PLC0415 - other commands need not pay for it
+    from ari_core.workflows.publish import publish as run
 
     with output.progress() as progress:
         done = run(
             checkpoint,
             backend=backend,
-            options=options.settings(o),
+            options=options.settings(pairs),
             visibility=visibility,
             dry_run=dry_run,
             replace=replace,
@@ -144,35 +138,30 @@ def _published(done: PublishResult) -> list[str]:
     ]
 
 
-def promote(
-    checkpoint: options.Checkpoint = None,
-    target: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LEVEL", help="private-token, unlisted or public.  [default: the wish]", show_default=False
-        ),
-    ] = None,
-    o: options.Settings = None,
-    dry_run: DryRun = False,
-    json: options.Json = False,
-) -> None:
-    r"""Raise the visibility; it never goes down.
+@click.command()
+@options.checkpoint
+@click.option("--target", metavar="LEVEL", help="private-token, unlisted or public.  [default: the wish]")
+@options.setting
+@options.dry_run
+@options.json
+def promote(checkpoint: Path | None, pairs: tuple[str, ...], *, target: str | None, dry_run: bool) -> None:
+    """Raise the visibility; it never goes down.
 
     \b
     Examples:
       ari ear promote
       ari ear promote run_42 --target public
     """
-    from ari_core.errors import UsageError  # noqa: PLC0415 - other commands need not pay for it
-    from ari_core.workflows.promote import promote as run  # noqa: PLC0415
+    from ari_core.errors import UsageError
+    from ari_core.workflows.promote import promote as run
 
-    settings = options.settings(o)
+    settings = options.settings(pairs)
     try:
         done = run(checkpoint, target=target, options=settings, dry_run=dry_run)
     except UsageError as error:
         if target is not None or "which level" not in error.message or not sys.stdin.isatty():
             raise
-        target = typer.prompt("Which level (private-token, unlisted, public)", err=True)
+        target = click.prompt("Which level (private-token, unlisted, public)", err=True)
         done = run(checkpoint, target=target, options=settings, dry_run=dry_run)
     record = done.record
     if done.dry_run:
@@ -188,16 +177,19 @@ def promote(
     )
 
 
-def status(checkpoint: options.Checkpoint = None, json: options.Json = False) -> None:
-    r"""Say where a checkpoint stands.
+@click.command()
+@options.checkpoint
+@options.json
+def status(checkpoint: Path | None) -> None:
+    """Say where a checkpoint stands.
 
     \b
     Examples:
       ari ear status
       ari ear status run_42 --json
     """
-    from ari_core.workflows.publish import clone_command  # noqa: PLC0415 - other commands need not pay for it
-    from ari_core.workflows.status import status as run  # noqa: PLC0415
+    from ari_core.workflows.publish import clone_command
+    from ari_core.workflows.status import status as run
 
     found = run(checkpoint)
     record = found.record
@@ -233,31 +225,31 @@ def status(checkpoint: options.Checkpoint = None, json: options.Json = False) ->
     )
 
 
-def delete(
-    checkpoint: options.Checkpoint = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    o: options.Settings = None,
-    json: options.Json = False,
-) -> None:
-    r"""Delete the published bundle from its store.
+@click.command()
+@options.checkpoint
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@options.setting
+@options.json
+def delete(checkpoint: Path | None, pairs: tuple[str, ...], *, yes: bool) -> None:
+    """Delete the published bundle from its store.
 
     \b
     Examples:
       ari ear delete run_42
       ari ear delete run_42 --yes
     """
-    from ari_core.errors import UsageError  # noqa: PLC0415 - other commands need not pay for it
-    from ari_core.workflows.checkpoint import find_checkpoint  # noqa: PLC0415
-    from ari_core.workflows.delete import delete as run  # noqa: PLC0415
-    from ari_core.workflows.promote import published_record  # noqa: PLC0415
+    from ari_core.errors import UsageError
+    from ari_core.workflows.checkpoint import find_checkpoint
+    from ari_core.workflows.delete import delete as run
+    from ari_core.workflows.promote import published_record
 
     record = published_record(find_checkpoint(checkpoint))
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError("deleting needs a yes", hint="add --yes")
         cited = " It is public: a paper may cite it." if record.visibility in {"public", "unlisted"} else ""
-        typer.confirm(f"Delete {record.ref}?{cited}", abort=True, err=True)
-    gone = run(checkpoint, options=options.settings(o))
+        click.confirm(f"Delete {record.ref}?{cited}", abort=True, err=True)
+    gone = run(checkpoint, options=options.settings(pairs))
     output.result(
         _fields(gone), f"Deleted {record.ref}", "  what was published is still named in the record's history"
     )

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
 
-import typer
+import click
 
 from ari_core.cli import options, output
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A backend or a profile of the configuration file.")]
+_name = click.argument("name", metavar="NAME")
 
 
-def list_(json: options.Json = False) -> None:
-    r"""List what is installed.
+@click.command("list")
+@options.json
+def list_() -> None:
+    """List what is installed.
 
     \b
     Examples:
       ari backends list
       ari backends list --json
     """
-    from ari_core.workflows.backends import list_backends  # noqa: PLC0415 - other commands need not pay for it
+    from ari_core.workflows.backends import list_backends
 
     found = list_backends()
     width = max((len(info.name) for info in found), default=0)
@@ -35,17 +36,23 @@ def list_(json: options.Json = False) -> None:
     output.result({"backends": [asdict(info) for info in found]}, *lines)
 
 
-def show(name: Name, o: options.Settings = None, json: options.Json = False) -> None:
-    r"""Show what a backend can do and how to set it.
+@click.command()
+@_name
+@options.setting
+@options.json
+def show(name: str, pairs: tuple[str, ...]) -> None:
+    """Show what a backend can do and how to set it.
+
+    NAME is a backend or a profile of the configuration file.
 
     \b
     Examples:
       ari backends show local-tarball
       ari backends show local-tarball -o out=/media/usb
     """
-    from ari_core.workflows.backends import show_backend  # noqa: PLC0415 - other commands need not pay for it
+    from ari_core.workflows.backends import show_backend
 
-    found = show_backend(name, options.settings(o))
+    found = show_backend(name, options.settings(pairs))
     lines = [f"{found.name}: {found.help}", "capabilities (the most it can do):"]
     lines += [f"  {key:<17} {_shown(value)}" for key, value in found.capabilities.items()]
     lines.append("settings (-o KEY=VALUE, else environment, profile, default):")
@@ -60,24 +67,24 @@ def show(name: Name, o: options.Settings = None, json: options.Json = False) -> 
     output.result(asdict(found), *lines)
 
 
-def check(
-    name: Name,
-    o: options.Settings = None,
-    write: Annotated[
-        bool, typer.Option("--write", help="Also store a tiny bundle, read it back and delete it.")
-    ] = False,
-    json: options.Json = False,
-) -> None:
-    r"""Try a backend for real.
+@click.command()
+@_name
+@options.setting
+@click.option("--write", is_flag=True, help="Also store a tiny bundle, read it back and delete it.")
+@options.json
+def check(name: str, pairs: tuple[str, ...], *, write: bool) -> None:
+    """Try a backend for real: reach and credentials, and with --write a round trip.
+
+    NAME is a backend or a profile of the configuration file.
 
     \b
     Examples:
       ari backends check local-tarball -o out=/media/usb
       ari backends check local-tarball -o out=/media/usb --write
     """
-    from ari_core.workflows.backends import check_backend  # noqa: PLC0415 - other commands need not pay for it
+    from ari_core.workflows.backends import check_backend
 
-    found = check_backend(name, options.settings(o), write=write)
+    found = check_backend(name, options.settings(pairs), write=write)
     for warning in found.warnings:
         output.warn(warning)
     if found.left_behind:

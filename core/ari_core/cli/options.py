@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Any, Final, TypeVar
 
-import typer
+import click
 
 from ari_core.cli import output
 from ari_core.errors import UsageError, from_os_error
@@ -15,51 +16,49 @@ from ari_core.names import quoted
 
 _LONGEST_TOKEN: Final = 64 * 1024
 
-Ref = Annotated[
-    str,
-    typer.Argument(
-        metavar="REF", help="Where the copy is: a path, file:///…, https://…, or what an installed backend knows."
-    ),
-]
-Checkpoint = Annotated[
-    Path | None,
-    typer.Argument(
-        metavar="[CHECKPOINT]",
-        help="Directory with ear/ in it. Default: $ARI_CHECKPOINT_DIR, else the current directory.",
-        show_default=False,
-    ),
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("-o", metavar="KEY=VALUE", help="A setting of the backend; repeatable.", show_default=False),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
-ExpectSha256 = Annotated[
-    str | None,
-    typer.Option(
-        metavar="HEX", help="The bundle digest printed in the paper: 64 lower-case hex digits.", show_default=False
-    ),
-]
-RequireDigest = Annotated[
-    bool, typer.Option("--require-digest", help="Fail when there is no digest to compare with.")
-]
-Token = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME", help="Environment variable that holds the access token (or the token).", show_default=False
-    ),
-]
-TokenFile = Annotated[
-    str | None,
-    typer.Option(metavar="FILE", help="File that holds the access token; - reads stdin.", show_default=False),
-]
-MaxDownload = Annotated[
-    str | None, typer.Option(metavar="SIZE", help="Refuse to download more, as 10GB.", show_default=False)
-]
+_F = TypeVar("_F", bound=Callable[..., Any])
+PATH: Final = click.Path(path_type=Path)
+
+ref = click.argument("ref", metavar="REF")
+checkpoint = click.argument("checkpoint", metavar="[CHECKPOINT]", required=False, type=PATH)
+setting = click.option(
+    "-o", "pairs", metavar="KEY=VALUE", multiple=True, help="A setting of the backend; repeatable."
+)
+expect_sha256 = click.option(
+    "--expect-sha256", metavar="HEX", help="The bundle digest printed in the paper: 64 lower-case hex digits."
+)
+require_digest = click.option(
+    "--require-digest", is_flag=True, help="Fail when there is no digest to compare with."
+)
+dry_run = click.option("--dry-run", is_flag=True, help="Check everything, change nothing.")
+_token = click.option(
+    "--token", metavar="NAME", help="Environment variable that holds the access token (or the token)."
+)
+_token_file = click.option("--token-file", metavar="FILE", help="File that holds the access token; - reads stdin.")
+_max_download = click.option("--max-download", metavar="SIZE", help="Refuse to download more, as 10GB.")
+
+
+def json(command: _F) -> _F:
+    """Adds ``--json``, which `main` and `output` act on."""
+
+    def use(_context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+        output.use(json=value)
+
+    option = click.option(
+        "--json", is_flag=True, expose_value=False, callback=use, help="Print exactly one JSON object on stdout."
+    )
+    return option(command)
+
+
+def reading(command: _F) -> _F:
+    """Adds the options of every command that reads a ref."""
+    for decorate in (_max_download, _token_file, _token, setting):
+        command = decorate(command)
+    return command
 
 
 def settings(
-    pairs: list[str] | None,
+    pairs: Iterable[str],
     *,
     token: str | None = None,
     token_file: str | None = None,
@@ -71,7 +70,7 @@ def settings(
         UsageError: A pair is not KEY=VALUE, or a key comes twice.
     """
     found: dict[str, str] = {}
-    given = [(pair, *pair.partition("=")) for pair in pairs or ()]
+    given = [(pair, *pair.partition("=")) for pair in pairs]
     for pair, key, equals, value in given:
         if not equals or not key:
             # Not echoed whole: somebody may have typed a secret.

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
-import typer
-from typer.exceptions import TyperException
+import click
 
 from ari_core.streams import Progress
 
@@ -50,15 +49,15 @@ def error(kind: str, message: str, hint: str | None) -> None:
 
 def usage_error(problem: Exception) -> int | None:
     """Prints what the command-line parser complains about; None if `problem` is something else."""
-    if isinstance(problem, typer.Abort):
+    if isinstance(problem, click.Abort):
         error("aborted", "not confirmed; nothing was changed", None)
         return 2
-    if not isinstance(problem, TyperException):
+    if not isinstance(problem, click.ClickException):
         return None
-    context = getattr(problem, "ctx", None)
-    if type(problem).__name__ == "NoArgsIsHelpError":
-        print(problem.format_message(), file=sys.stderr)  # noqa: T201 - this is the output
+    if isinstance(problem, click.exceptions.NoArgsIsHelpError):
+        problem.show()
     else:
+        context = getattr(problem, "ctx", None)
         path = context.command_path if context else "ari"
         error("usage", problem.format_message(), f"`{path} --help` shows how to call it")
     return 2
@@ -104,8 +103,8 @@ class _Bar:
         if self._bar is None:
             if time.monotonic() - self._started < _SHOW_AFTER_SECONDS:
                 return
-            from rich.console import Console  # noqa: PLC0415 - costs more than most commands
-            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
             columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True)

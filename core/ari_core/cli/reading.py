@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
-import typer
+import click
 
 from ari_core.cli import options, output
 from ari_core.errors import case_of
@@ -20,26 +20,30 @@ _ANCHORS: Final = {
 }
 
 
+@click.command()
+@options.ref
+@click.argument("dest", metavar="[DEST]", required=False, type=options.PATH)
+@options.expect_sha256
+@options.require_digest
+@click.option("--no-extract", is_flag=True, help="Store the verified archive itself.")
+@options.reading
+@options.json
 def clone(
-    ref: options.Ref,
-    dest: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="[DEST]",
-            help="Where to put it; absent or an empty folder.  [default: named after REF]",
-            show_default=False,
-        ),
-    ] = None,
-    expect_sha256: options.ExpectSha256 = None,
-    require_digest: options.RequireDigest = False,
-    no_extract: Annotated[bool, typer.Option("--no-extract", help="Store the verified archive itself.")] = False,
-    o: options.Settings = None,
-    token: options.Token = None,
-    token_file: options.TokenFile = None,
-    max_download: options.MaxDownload = None,
-    json: options.Json = False,
+    ref: str,
+    dest: Path | None,
+    pairs: tuple[str, ...],
+    *,
+    expect_sha256: str | None,
+    require_digest: bool,
+    no_extract: bool,
+    token: str | None,
+    token_file: str | None,
+    max_download: str | None,
 ) -> None:
-    r"""Get a copy and unpack it only if all of it verifies.
+    """Get a copy and unpack it only if all of it verifies.
+
+    REF is where the copy is: a path, file:///…, https://…, or what an installed backend knows.
+    DEST must be absent or an empty folder; by default it is named after REF, here.
 
     \b
     Examples:
@@ -47,9 +51,9 @@ def clone(
       ari clone https://example.org/bundle.tar.gz study --expect-sha256 3672addf…6448
       ari clone bundle.tar.gz copy.tar.gz --no-extract
     """
-    from ari_core.workflows.clone import clone as run  # noqa: PLC0415 - other commands need not pay for it
+    from ari_core.workflows.clone import clone as run
 
-    settings = options.settings(o, token=token, token_file=token_file, max_download=max_download)
+    settings = options.settings(pairs, token=token, token_file=token_file, max_download=max_download)
     with output.progress() as progress:
         done = run(
             ref,
@@ -71,30 +75,36 @@ def clone(
             "extracted": done.extracted,
             "anchored_by": done.anchored_by,
         },
-        f"Verified: {output.files(done.file_count)}, {output.size(done.total_size)}, {_ANCHORS[done.anchored_by]}.",
+        f"Verified: {_amount(done.file_count, done.total_size)}, {_ANCHORS[done.anchored_by]}.",
         f"  bundle digest  {done.bundle_sha256}",
         f"  {'unpacked to' if done.extracted else 'stored as'}    {done.dest}",
     )
     _advise(done.anchored_by)
 
 
+@click.command()
+@options.ref
+@options.expect_sha256
+@options.require_digest
+@click.option(
+    "--ignore-os-files",
+    is_flag=True,
+    help="In a folder, overlook .DS_Store, __pycache__ and the like (docs/format.md).",
+)
+@options.reading
+@options.json
 def verify(
-    ref: options.Ref,
-    expect_sha256: options.ExpectSha256 = None,
-    require_digest: options.RequireDigest = False,
-    ignore_os_files: Annotated[
-        bool,
-        typer.Option(
-            "--ignore-os-files", help="In a folder, overlook .DS_Store, __pycache__ and the like (docs/format.md)."
-        ),
-    ] = False,
-    o: options.Settings = None,
-    token: options.Token = None,
-    token_file: options.TokenFile = None,
-    max_download: options.MaxDownload = None,
-    json: options.Json = False,
+    ref: str,
+    pairs: tuple[str, ...],
+    *,
+    expect_sha256: str | None,
+    require_digest: bool,
+    ignore_os_files: bool,
+    token: str | None,
+    token_file: str | None,
+    max_download: str | None,
 ) -> int:
-    r"""Read all of a copy and list what does not agree.
+    """Read all of a copy and list what does not agree.
 
     \b
     Examples:
@@ -102,9 +112,9 @@ def verify(
       ari verify ~/study --ignore-os-files
       ari verify https://example.org/bundle.tar.gz --json
     """
-    from ari_core.workflows.verify import verify as run  # noqa: PLC0415 - other commands need not pay for it
+    from ari_core.workflows.verify import verify as run
 
-    settings = options.settings(o, token=token, token_file=token_file, max_download=max_download)
+    settings = options.settings(pairs, token=token, token_file=token_file, max_download=max_download)
     with output.progress() as progress:
         found = run(
             ref,
@@ -126,10 +136,9 @@ def verify(
         "problems": [{"kind": p.kind, "path": p.path, "detail": p.detail} for p in found.problems],
     }
     if found.ok:
-        summary = f"{output.files(found.file_count)}, {output.size(found.total_size)}"
         output.result(
             data,
-            f"OK: {summary}, {_ANCHORS[found.anchored_by]}.",
+            f"OK: {_amount(found.file_count, found.total_size)}, {_ANCHORS[found.anchored_by]}.",
             f"  bundle digest  {found.bundle_sha256}",
             f"  read           {found.ref}",
         )
@@ -143,24 +152,23 @@ def verify(
     return case_of(found.error).exit_code if found.error else 1
 
 
+@click.command()
+@options.ref
+@options.reading
+@options.json
 def show(
-    ref: options.Ref,
-    o: options.Settings = None,
-    token: options.Token = None,
-    token_file: options.TokenFile = None,
-    max_download: options.MaxDownload = None,
-    json: options.Json = False,
+    ref: str, pairs: tuple[str, ...], *, token: str | None, token_file: str | None, max_download: str | None
 ) -> None:
-    r"""Show what a copy holds, without unpacking it.
+    """Show what a copy holds, without unpacking it.
 
     \b
     Examples:
       ari show bundle.tar.gz
       ari show bundle.tar.gz --json | jq -r '.files[].path'
     """
-    from ari_core.workflows.verify import show as run  # noqa: PLC0415 - other commands need not pay for it
+    from ari_core.workflows.verify import show as run
 
-    settings = options.settings(o, token=token, token_file=token_file, max_download=max_download)
+    settings = options.settings(pairs, token=token, token_file=token_file, max_download=max_download)
     with output.progress() as progress:
         found = run(ref, options=settings, progress=progress)
     manifest = found.manifest
@@ -185,6 +193,10 @@ def show(
         *(f"  {key:<15} {value}" for key, value in manifest.publish.items() if isinstance(value, str)),
         *(f"  {entry.size:>12}  {quoted(entry.path)[1:-1]}" for entry in manifest.files),
     )
+
+
+def _amount(files: int, size: int) -> str:
+    return f"{output.files(files)}, {output.size(size)}"
 
 
 def _advise(anchored_by: str) -> None:

@@ -73,6 +73,7 @@ class BundleSource(Source):
     Attributes:
         error: What it raises when it has to.
         largest_read: Most bytes that were asked for at once.
+        reads: How often it was opened.
     """
 
     def __init__(
@@ -85,14 +86,16 @@ class BundleSource(Source):
     ) -> None:
         self.size = len(bundle.archive)
         self.archive_sha256, self.bundle_sha256 = bundle.archive_sha256, bundle.bundle_sha256
-        self.error = SourceFailedError("this source fails on purpose")
+        self.error: AriError = SourceFailedError("this source fails on purpose")
         self.largest_read = 0
+        self.reads = 0
         self._bundle, self._sent, self._at_end, self._local_path = bundle, sent, at_end, local_path
         self._fails = fails or hashlib.sha256(sent).hexdigest() != bundle.archive_sha256
 
     @contextmanager
     def open(self) -> Iterator[ReadStream]:
         """Starts reading from the beginning."""
+        self.reads += 1
         yield _Pieces(self, self._sent)
 
     @property

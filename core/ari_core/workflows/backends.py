@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -196,28 +196,16 @@ def _infos(plugin: Plugin) -> list[BackendInfo]:
     if plugin.error is not None:
         names = [spec.name for spec in plugin.backends] or [plugin.entry]
         status: Literal["failed", "blocked"] = "blocked" if plugin.status == "blocked" else "failed"
-        return [
-            BackendInfo(
-                name, plugin.package, plugin.version, status, None, plugin.error.message, plugin.error.hint
-            )
-            for name in names
-        ]
+        reason = "; ".join(filter(None, (plugin.error.message, plugin.error.hint)))
+        return [BackendInfo(name, plugin.package, plugin.version, status, reason=reason) for name in names]
     infos = []
     for spec in plugin.backends:
-        absent = _missing(spec.extra) if spec.extra else None
-        infos.append(
-            BackendInfo(spec.name, plugin.package, plugin.version, "ok", spec.help)
-            if absent is None
-            else BackendInfo(
-                spec.name,
-                plugin.package,
-                plugin.version,
-                "not installed",
-                spec.help,
-                f"it needs '{absent}'",
-                install_command(str(spec.extra)),
+        info = BackendInfo(spec.name, plugin.package, plugin.version, "ok", spec.help)
+        if spec.extra and (absent := _missing(spec.extra)):
+            info = replace(
+                info, status="not installed", reason=f"it needs '{absent}'", install=install_command(spec.extra)
             )
-        )
+        infos.append(info)
     return infos
 
 
@@ -255,31 +243,27 @@ _EXTRA_MARKER: Final = re.compile(r"extra\s*==\s*['\"]([\w.-]+)['\"]")
 def _in_child(request: Mapping[str, Any], backend: str, seconds: float) -> dict[str, Any]:
     """Has `backends_child` answer a request. It goes through a pipe: options may be secrets."""
     what = f"the backend '{escape(backend)}'"
-    process = subprocess.Popen(  # noqa: S603 - our own module, in this very Python
+    output, in_time = b"", True
+    with subprocess.Popen(  # noqa: S603 - our own module, in this very Python
         # -P: or a folder `ari_core` in the current directory would be imported instead.
         [sys.executable, "-P", "-m", CHILD],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=None if os.environ.get("ARI_DEBUG") else subprocess.DEVNULL,
         start_new_session=True,  # so that what it starts can be ended with it
-    )
-    in_time = True
-    try:
+    ) as process:
         try:
             output, _ = process.communicate(json.dumps(request).encode(), timeout=seconds)
-        except subprocess.TimeoutExpired:
-            _end(process)
+        except subprocess.TimeoutExpired as late:
             # It may have answered, and something it started keeps the pipe open.
-            output, _ = process.communicate()
-            in_time = False
-    except BaseException:
-        _end(process)
-        raise
+            output, in_time = late.output or b"", False
+        finally:
+            _end(process)
     try:
         reply: dict[str, Any] = json.loads(output)
     except ValueError:
         if not in_time:
-            raise Unavailable(f"{what} did not answer within {seconds:g} seconds and was stopped") from None
+            raise Unavailable(f"{what} did not answer within {seconds:g} s and was stopped") from None
         raise BackendBug(f"{what} took its process down: {_how_it_ended(process.returncode)}") from None
     if "error" in reply:
         raise _error(**reply["error"])

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import secrets
+import signal
 import sys
 import tarfile
 import types
@@ -74,8 +75,8 @@ def main() -> None:
         reply = _as_reply("BackendBug", f"{type(error).__name__}: {error}", None)
     json.dump(reply, answer)
     answer.flush()
-    # Not sys.exit: that would wait for threads a backend may have left.
-    os._exit(0)
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)  # threads and processes that a backend left must not outlive the answer
 
 
 def _as_reply(kind: str, message: str, hint: str | None) -> dict[str, Any]:

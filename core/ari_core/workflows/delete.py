@@ -34,9 +34,9 @@ def delete(checkpoint: str | Path | None = None, *, options: Mapping[str, str] |
     folder = find_checkpoint(checkpoint)
     record = published_record(folder)
     name = record.profile or record.backend
-    with RetryBackend(open_backend(name, options, OpenContext(folder), load_plugins())) as store:
-        with contextlib.suppress(NotFound):  # absent is what was asked for
-            store.delete(store.resolve(record.ref))
+    store = RetryBackend(open_backend(name, options, OpenContext(folder), load_plugins()))
+    with store, contextlib.suppress(NotFound):  # absent is what was asked for
+        store.delete(store.resolve(record.ref))
     gone = record.with_event("deleted", backend=record.backend, ref=record.ref, bundle_sha256=record.bundle_sha256)
     gone = gone.model_copy(update={"ref": "", "archive_sha256": None, "pending": None})
     write_record(folder, gone)

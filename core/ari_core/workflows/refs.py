@@ -238,8 +238,8 @@ def _claimed_exactly(path: Path) -> bool:
     from ari_core.contract import Claim  # noqa: PLC0415
     from ari_core.plugins import load_plugins  # noqa: PLC0415
 
-    ref = file_ref(path) + "/"
-    return any(spec.claims(ref) == Claim.EXACT for spec in load_plugins().backends.values())
+    plugins = load_plugins()
+    return any(plugins.claim(spec, file_ref(path) + "/") == Claim.EXACT for spec in plugins.backends.values())
 
 
 class LocalFile:

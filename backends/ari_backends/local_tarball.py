@@ -1,0 +1,346 @@
+"""One ``bundle.tar.gz`` in a folder: the checkpoint itself, or wherever ``-o out=DIR`` says.
+
+``bundle.tar.gz`` is the commit point: it appears whole and durable, or not at all, and while one takes the place of
+another there is no moment without it. ``manifest.lock`` beside it is a convenience, written afterwards and mended
+by the next put. A bundle that the same checkpoint published before is kept as ``bundle-<id>.tar.gz``, where the id
+is the leading 16 hex digits of its archive's SHA-256.
+
+Everything slow (receiving, copying) happens in private staging. The look at what is there, the decision and the
+renames happen under a lock, which the file system may not have: creating is exclusive without it too, only two
+programs that replace a bundle at the same moment need it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import shlex
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ari_core.contract import CHUNK, Artifact, Backend, Capabilities, Locator, NewArtifact, ReadStream, Source
+from ari_core.errors import (
+    AccessDenied,
+    AlreadyExists,
+    AriError,
+    BackendError,
+    DestinationExistsError,
+    IntegrityError,
+    InvalidConfiguration,
+    NotFound,
+    QuotaExceeded,
+    ReadOnly,
+    Unavailable,
+    Unsupported,
+    VerificationError,
+    from_os_error,
+)
+from ari_core.fs import Staging, fsync_folder, write_all, write_durably
+from ari_core.limits import Limits
+from ari_core.names import BUNDLE_NAME, MANIFEST_NAME, STAGING_PREFIX, quoted
+
+_ID_DIGITS: Final = 16
+_OURS: Final = re.compile(rf"bundle(-[0-9a-f]{{{_ID_DIGITS}}})?\.tar\.gz")
+_LOCK: Final = STAGING_PREFIX + "lock"
+_STAGED: Final = "bundle"
+_KEPT: Final = "kept"
+# RFC 8089, sections 2 and appendix B: file:/path, file:///path, file://localhost/path.
+_FILE_REF: Final = re.compile(r"file:(?://(?P<host>[^/]*))?(?P<path>/[^?#]*)", re.IGNORECASE | re.DOTALL)
+
+
+class LocalTarballSettings(BaseModel):
+    """Settings of `LocalTarball`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    out: Path | None = Field(None, description="folder to store in; default: the checkpoint")
+    replace: bool = Field(default=False, description="let a bundle take the place of another one")
+
+
+class LocalTarball(Backend):
+    """Stores one bundle in a folder; reads any archive that a ``file:`` ref names. A locator is an absolute path."""
+
+    name = "local-tarball"
+    capabilities = Capabilities(put=True, delete="yes", list="immediate", ranges=True, exclusive_create=True)
+    Settings = LocalTarballSettings
+    settings: LocalTarballSettings
+
+    def _resolve(self, ref: str) -> Locator:
+        path = path_of(ref)
+        if stat.S_ISDIR(os.stat(path).st_mode):
+            path = os.path.join(path, BUNDLE_NAME)
+        _regular(path)
+        return Locator(path)
+
+    def _ref(self, locator: Locator) -> str:
+        return file_ref(locator)
+
+    def _stat(self, locator: Locator) -> Artifact:
+        return Artifact(locator, size=_regular(locator).st_size)
+
+    @contextmanager
+    def _open(self, locator: Locator, offset: int) -> Iterator[ReadStream]:
+        with _reading(locator) as (stream, fd):
+            os.lseek(fd, offset, os.SEEK_SET)
+            yield stream
+
+    def _probe(self) -> Capabilities:
+        there = next(path for path in (self._out(), *self._out().parents) if path.exists())
+        if not there.is_dir():
+            raise _not_a_folder(there)
+        if os.access(there, os.W_OK | os.X_OK):
+            return self.capabilities
+        return replace(self.capabilities, put=False, delete="no", exclusive_create=False)
+
+    def _put(
+        self,
+        source: Source,
+        new: NewArtifact,
+        resume: Locator | None,  # noqa: ARG002 - nothing is ever reserved
+        on_reserved: Callable[[Locator], None],  # noqa: ARG002
+    ) -> tuple[Artifact, bool]:
+        target = self.workdir() / BUNDLE_NAME
+        # A first look without the lock: what will be refused in the end is not received first.
+        if (found := _Existing.at(target)) and not found.is_same(source):
+            self._require_right_of_way(found, new)
+        with Staging(target.parent) as staging:
+            if not found or not found.is_same(source):
+                _stage(source, staging)
+            with _locked(target.parent):
+                return self._commit(source, new, staging, target, found)
+
+    def _commit(
+        self, source: Source, new: NewArtifact, staging: Staging, target: Path, seen: _Existing | None
+    ) -> tuple[Artifact, bool]:
+        found = _Existing.at(target)
+        if found and seen and found.identity == seen.identity:
+            found = seen  # what was read of it is still true
+        if found and found.is_same(source):
+            self._write_manifest(target, found.manifest)
+            return _artifact(target, found.size, found.archive_sha256, source), False
+        if not os.path.lexists(staging.path / _STAGED):
+            _stage(source, staging)  # the same one was there a moment ago
+        manifest = source.manifest
+        if found:
+            self._require_right_of_way(found, new)
+            if found.is_named_by(new.previous):
+                kept = _keep(found, staging)
+                self.context.warn(f"the bundle published before is kept as {quoted(str(kept))}")
+        try:
+            staging.commit_file(_STAGED, target.name, replace=found is not None)
+        except DestinationExistsError:  # no lock here, and somebody was faster
+            return self._commit(source, new, staging, target, None)
+        self._write_manifest(target, manifest)
+        return _artifact(target, source.size, source.archive_sha256, source), True
+
+    def _require_right_of_way(self, found: _Existing, new: NewArtifact) -> None:
+        if found.is_named_by(new.previous) or self.settings.replace:
+            return
+        what = "another bundle" if found.report else "something that does not verify as a bundle"
+        raise AlreadyExists(
+            f"{quoted(str(found.path))} holds {what}; it was not touched",
+            hint="choose another folder with -o out=DIR, or let it be replaced with --replace",
+        )
+
+    def _write_manifest(self, target: Path, manifest: bytes | None) -> None:
+        """The bundle is stored already, so that trouble here is only worth a warning."""
+        path = target.with_name(MANIFEST_NAME)
+        if manifest is None or _contents(path, len(manifest)) == manifest:
+            return
+        try:
+            write_durably(path, manifest)
+        except AriError as error:
+            self.context.warn(f"the bundle is stored, but the copy of its {MANIFEST_NAME} is not: {error.message}")
+
+    def _delete(self, locator: Locator) -> None:
+        path, out = Path(locator), self._out()
+        if not path.is_absolute() or not _OURS.fullmatch(path.name) or not _is_same_folder(path.parent, out):
+            raise Unsupported(
+                f"{quoted(locator)} is not a bundle in the folder {quoted(str(out))}; it was not touched",
+                hint=f"to delete a bundle that was stored elsewhere, name its folder: -o out={shlex.quote('DIR')}",
+            )
+        if not path.parent.is_dir():
+            return
+        with _locked(out):
+            beside = path.with_name(MANIFEST_NAME)
+            if path.name == BUNDLE_NAME and (found := _Existing.at(path)):
+                manifest = found.manifest
+                if manifest is not None and _contents(beside, len(manifest)) == manifest:
+                    beside.unlink()
+            path.unlink(missing_ok=True)
+            fsync_folder(out)
+
+    def _list(self, after: str | None) -> Iterator[tuple[Artifact, str]]:
+        out = self._out()
+        try:
+            with os.scandir(out) as entries:
+                names = sorted(entry.name for entry in entries if _OURS.fullmatch(entry.name) and entry.is_file())
+        except FileNotFoundError:
+            return
+        for name in names:
+            if after is None or name > after:
+                with suppress(NotFound, FileNotFoundError):  # deleted since
+                    yield self._stat(Locator(str(out / name))), name
+
+    def _translate(self, error: Exception) -> BackendError | None:
+        if not isinstance(error, OSError):
+            return None
+        where = f"{quoted(os.fsdecode(error.filename))}: " if error.filename else ""
+        message = f"{where}{error.strerror or error}"
+        match error.errno:
+            case errno.ENOENT | errno.ENOTDIR | errno.ENAMETOOLONG:
+                return NotFound(message, hint="check the spelling of the path")
+            case errno.EACCES | errno.EPERM:
+                return AccessDenied(message, hint="check who owns the file or folder and its mode")
+            case errno.EROFS:
+                return ReadOnly(message)
+            case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+                return QuotaExceeded(message)
+            case _:
+                return Unavailable(message)
+
+    def _out(self) -> Path:
+        out = self.settings.out or self.context.checkpoint
+        if out is None:
+            raise InvalidConfiguration(
+                "there is no folder to store in", hint="give -o out=DIR, or set ARI_LOCAL_TARBALL_OUT"
+            )
+        return Path(os.path.abspath(out))
+
+    # -- optional protocols --------------------------------------------------------------------------------------
+
+    def workdir(self) -> Path:
+        """Returns the folder to store in, so that an archive built there only has to be renamed; creates it.
+
+        Raises:
+            InvalidConfiguration: None is configured, or it is not a folder.
+            AriError: As the system says.
+        """
+        with self._errors():
+            out = self._out()
+            missing = [path for path in (out, *out.parents) if not path.exists()]
+            try:
+                out.mkdir(parents=True, exist_ok=True)
+                for path in missing:
+                    fsync_folder(path.parent)
+            except (FileExistsError, NotADirectoryError):
+                raise _not_a_folder(out) from None
+            except OSError as error:
+                raise from_os_error(error, f"creating the folder {quoted(str(out))}") from error
+            return out
+
+    def local_path(self, locator: Locator) -> Path:
+        """Returns where the archive is.
+
+        Raises:
+            NotFound: It is absent.
+        """
+        with self._errors():
+            _regular(locator)
+            return Path(locator)
+
+    def manifest(self, locator: Locator) -> bytes:
+        """Returns the manifest from the head of the archive, where ours have it; others are read to their end.
+
+        Raises:
+            NotFound: It is absent.
+            VerificationError: It is damaged.
+        """
+        with self._errors():
+            return _manifest_in(_File(Path(locator)))
+
+
+# -- refs --------------------------------------------------------------------------------------------------------
+
+
+def file_ref(path: str) -> str:
+    """Returns the ``file:///`` ref of an absolute path, also of one that is not UTF-8."""
+    return "file://" + quote_from_bytes(os.fsencode(path))
+
+
+def path_of(ref: str) -> str:
+    """Returns the absolute path that a ``file:`` ref names.
+
+    Raises:
+        Unsupported: It is not such a ref, or one of another machine.
+    """
+    parts = _FILE_REF.fullmatch(ref)
+    try:
+        path = os.fsdecode(unquote_to_bytes(parts["path"])) if parts else ""
+    except UnicodeEncodeError:  # a lone surrogate
+        path = ""
+    if not parts or not path or "\0" in path:
+        raise Unsupported(f"{quoted(ref[:200])} is not a file:///absolute/path, with ? and # as %3F and %23")
+    if (parts["host"] or "localhost").lower() != "localhost":
+        raise Unsupported(f"{quoted(ref[:200])} is on another machine", hint="copy the file here first")
+    return path
+
+
+# -- files -------------------------------------------------------------------------------------------------------
+
+
+class _Existing:
+    """What has the name of the bundle now. Reads it only when asked to, and once."""
+
+    def __init__(self, path: Path, status: os.stat_result) -> None:
+        self.path, self.size = path, status.st_size
+        self.identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+    @classmethod
+    def at(cls, path: Path) -> _Existing | None:
+        if not os.path.lexists(path):
+            return None
+        try:
+            return cls(path, _regular(str(path)))
+        except (FileNotFoundError, Unsupported):  # a link to nothing, a folder, a device
+            raise AlreadyExists(
+                f"{quoted(str(path))} is in the way, and no regular file; it was not touched",
+                hint="move it away, or choose another folder with -o out=DIR",
+            ) from None
+
+    @cached_property
+    def archive_sha256(self) -> str:
+        digest = hashlib.sha256()
+        with _reading(str(self.path)) as (stream, _):
+            while data := stream.read(CHUNK):
+                digest.update(data)
+        return digest.hexdigest()
+
+    @cached_property
+    def report(self) -> Report | None:
+        """What verification says, or None if it does not verify."""
+        from ari_core.verification import check_archive  # noqa: PLC0415 - reading needs none of it
+
+        try:
+            return check_archive(_File(self.path), limits=Limits.from_environment())
+        except VerificationError:
+            return None
+
+    @cached_property
+    def manifest(self) -> bytes | None:
+        try:
+            return _manifest_in(_File(self.path))
+        except VerificationError:
+            return None
+
+    def is_same(self, source: Source) -> bool:
+        """Says whether this is the archive, or a sound archive of the bundle, that `source` claims to be."""
+        if self.archive_sha256 == source.archive_sha256:
+            return True
+        return self.report is not None and self.report.bundle_sha256 == source.bundle_sha256
+
+    def is_named_by(self, locator: Locator | None) -> bool:
+        with suppress(OSError):
+            return locator is not None and os.path.samefile(locator, self.path)
+        return False

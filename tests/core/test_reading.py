@@ -1,0 +1,400 @@
+"""clone, verify and show of paths: which refs are understood, what they are compared with, what is left behind."""
+
+import errno
+import hashlib
+import os
+import shutil
+import tarfile
+
+import pytest
+from support.bundles import FILES, contents, make_bundle, make_tree
+
+from ari_core import clone, show, verify
+from ari_core.errors import (
+    ArchiveRefusedError,
+    CheckpointNotFoundError,
+    ContentMismatchError,
+    DestinationExistsError,
+    DigestMismatchError,
+    DigestSpellingError,
+    LocalPermissionError,
+    NotAnchoredError,
+    NotFound,
+    UnknownBackend,
+    UsageError,
+)
+from ari_core.record import Record, write_record
+from ari_core.workflows import refs
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def bundle(here):
+    manifest = make_bundle(here / "bundle.tar.gz")
+    shutil.rmtree(here / "bundle.tar.gz.tree")
+    return manifest
+
+
+def checkpoint(folder, digest, ref):
+    (folder / "ear_published").mkdir(parents=True)
+    write_record(folder, Record(backend="local-tarball", ref=ref, bundle_sha256=digest))
+
+
+# -- refs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["path", "absolute", "file:///", "file://localhost", "percent"])
+def test_spellings_of_a_path(here, bundle, form):
+    path = here / "bundle.tar.gz"
+    if form == "percent":
+        path = path.rename(here / "a b#ü.tar.gz")
+    ref = {
+        "path": "bundle.tar.gz",
+        "absolute": str(path),
+        "file:///": f"file://{path}",
+        "file://localhost": f"file://localhost{path}",
+        "percent": refs.file_ref(path),
+    }[form]
+    found = verify(ref)
+    assert found.ok
+    assert found.bundle_sha256 == bundle.bundle_sha256
+    assert verify(found.ref).ok
+
+
+def test_a_home_directory_is_understood(here, bundle, monkeypatch):
+    monkeypatch.setenv("HOME", str(here))
+    assert verify("~/bundle.tar.gz").ok
+
+
+def test_a_file_whose_name_looks_like_a_scheme(here, bundle):
+    (here / "bundle.tar.gz").rename(here / "s3:x")
+    assert verify("s3:x").ok
+
+
+@pytest.mark.parametrize(
+    ("ref", "error", "words"),
+    [
+        ("absent.tar.gz", NotFound, "no file or folder"),
+        ("", UsageError, "empty"),
+        ("file://elsewhere/x", UsageError, "not a file URL of this machine"),
+        ("file:relative", UsageError, "not a file URL"),
+        ("nosuch://x", UnknownBackend, "nosuch"),
+        ("simplecache::file:///etc/passwd", UnknownBackend, "simplecache"),
+        ("x\0y", UsageError, "NUL"),
+    ],
+)
+def test_refs_that_lead_nowhere(here, ref, error, words):
+    for call in (clone, verify, show):
+        with pytest.raises(error, match=words):
+            call(ref)
+    assert os.listdir(here) == []
+
+
+def test_not_a_regular_file_is_refused_without_waiting(here):
+    os.mkfifo(here / "pipe")
+    with pytest.raises(ArchiveRefusedError, match="not a regular file"):
+        clone("pipe", "out")
+
+
+def test_an_unreadable_file(here, bundle, monkeypatch):
+    def refuse(path, *_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))  # root would not be refused
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(LocalPermissionError, match=r"bundle\.tar\.gz.*: Permission denied"):
+        verify("bundle.tar.gz")
+
+
+def test_a_folder_that_is_nothing(here):
+    (here / "x").mkdir()
+    with pytest.raises(ArchiveRefusedError, match="without"):
+        verify("x")
+
+
+def test_a_folder_with_an_archive_in_it(here, bundle):
+    (here / "store").mkdir()
+    (here / "bundle.tar.gz").rename(here / "store" / "bundle.tar.gz")
+    (here / "store" / "manifest.lock").write_bytes(bundle.raw)
+    found = verify("store")
+    assert found.ok
+    assert found.form == "tar.gz"
+
+
+# -- anchors -----------------------------------------------------------------------------------------------------
+
+
+def test_what_it_was_compared_with(here, bundle):
+    assert verify("bundle.tar.gz").anchored_by == "none"
+    assert verify("bundle.tar.gz", expect_sha256=bundle.bundle_sha256).anchored_by == "paper"
+    checkpoint(here / "cp", bundle.bundle_sha256, refs.file_ref(here / "bundle.tar.gz"))
+    assert verify("cp").anchored_by == "record"
+    assert verify("cp/publish_record.json").anchored_by == "record"
+    assert verify("cp", expect_sha256=bundle.bundle_sha256).anchored_by == "paper"
+
+
+def test_a_record_of_another_bundle_is_a_mismatch(here, bundle):
+    checkpoint(here / "cp", "0" * 64, refs.file_ref(here / "bundle.tar.gz"))
+    with pytest.raises(DigestMismatchError):
+        clone("cp", "out")
+    assert not verify("cp").ok
+
+
+def test_require_digest(here, bundle):
+    for call in (clone, verify):
+        with pytest.raises(NotAnchoredError):
+            call("bundle.tar.gz", require_digest=True)
+    checkpoint(here / "cp", bundle.bundle_sha256, refs.file_ref(here / "bundle.tar.gz"))
+    assert verify("cp", require_digest=True).ok
+    assert clone("bundle.tar.gz", "out", require_digest=True, expect_sha256=bundle.bundle_sha256).extracted
+
+
+def test_a_misspelt_digest_is_seen_before_anything_is_opened(here):
+    with pytest.raises(DigestSpellingError):
+        clone("absent", expect_sha256="")
+
+
+def test_a_checkpoint_that_is_also_an_unpacked_bundle_is_not_guessed_about(here, bundle):
+    """Checking the archive while the user looks at altered files beside it would be a false "OK"."""
+    make_tree(here / "cp")
+    (here / "cp" / "code" / "run.py").write_text("evil")
+    checkpoint(here / "cp", bundle.bundle_sha256, refs.file_ref(here / "bundle.tar.gz"))
+    with pytest.raises(UsageError, match="at once"):
+        verify("cp", expect_sha256=bundle.bundle_sha256)
+
+
+def test_an_honest_archive_in_an_altered_folder_does_not_make_the_folder_pass(here, bundle):
+    make_tree(here / "unpacked")
+    (here / "unpacked" / "code" / "run.py").write_text("evil")
+    shutil.copy(here / "bundle.tar.gz", here / "unpacked" / "bundle.tar.gz")
+    found = verify("unpacked", expect_sha256=bundle.bundle_sha256)
+    assert not found.ok
+    assert {problem.path for problem in found.problems} == {"code/run.py", "bundle.tar.gz"}
+
+
+def test_a_record_that_names_nothing(here):
+    checkpoint(here / "cp", "", "")
+    with pytest.raises(CheckpointNotFoundError):
+        verify("cp")
+
+
+def test_a_record_that_names_itself_does_not_loop(here):
+    checkpoint(here / "cp", "", refs.file_ref(here / "cp"))
+    with pytest.raises(UsageError):
+        verify("cp")
+
+
+def test_a_curated_checkpoint_without_a_record(here):
+    make_tree(here / "cp" / "ear_published")
+    found = verify("cp")
+    assert found.ok
+    assert found.ref.endswith("/cp/ear_published")
+
+
+# -- clone -------------------------------------------------------------------------------------------------------
+
+
+def test_clone_gives_the_very_files(here, bundle):
+    result = clone("bundle.tar.gz")
+    assert result.dest == here / "bundle"
+    assert contents(here / "bundle") == {**FILES, "manifest.lock": bundle.raw}
+    assert result.archive_sha256 == hashlib.sha256((here / "bundle.tar.gz").read_bytes()).hexdigest()
+    assert (result.file_count, result.total_size) == (3, 11)
+    assert sorted(os.listdir(here)) == ["bundle", "bundle.tar.gz"]
+
+
+def test_clone_of_an_unpacked_folder(here):
+    manifest = make_tree(here / "t")
+    (here / "t" / "code" / "run.py").chmod(0o755)
+    result = clone("t", "copy", expect_sha256=manifest.bundle_sha256)
+    assert result.archive_sha256 is None
+    assert contents(here / "copy") == contents(here / "t")
+    assert (here / "copy/code/run.py").stat().st_mode & 0o777 == 0o755
+    assert (here / "copy/README.md").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("order", ["first", "last"])
+def test_no_extract_stores_the_archive_byte_for_byte(here, bundle, order):
+    source = here / "bundle.tar.gz"
+    if order == "last":
+        clone("bundle.tar.gz", "t")
+        with tarfile.open(here / "other.tar", "w") as archive:
+            for name in ("README.md", "code/run.py", "data/empty", "manifest.lock"):
+                archive.add(here / "t" / name, name)
+        source = here / "other.tar"
+    result = clone(str(source), "kept", extract=False)
+    assert not result.extracted
+    assert (here / "kept").read_bytes() == source.read_bytes()
+
+
+def test_no_extract_derives_a_name(here, bundle):
+    (here / "in").mkdir()
+    (here / "bundle.tar.gz").rename(here / "in" / "run.tgz")
+    assert clone("in/run.tgz", extract=False).dest == here / "run.tar.gz"
+
+
+def test_no_extract_of_a_folder_or_onto_something(here, bundle):
+    make_tree(here / "t")
+    with pytest.raises(UsageError, match="no archive"):
+        clone("t", "x", extract=False)
+    (here / "empty").mkdir()
+    for name in ("empty", "t"):
+        with pytest.raises(DestinationExistsError):
+            clone("bundle.tar.gz", name, extract=False)
+    assert not (here / "x").exists()
+
+
+def test_no_extract_of_what_does_not_verify_leaves_nothing(here, bundle):
+    with pytest.raises(DigestMismatchError):
+        clone("bundle.tar.gz", "kept", extract=False, expect_sha256="0" * 64)
+    assert os.listdir(here) == ["bundle.tar.gz"]
+
+
+def test_an_empty_folder_is_a_destination(here, bundle):
+    (here / "out").mkdir()
+    clone("bundle.tar.gz", "out")
+    assert contents(here / "out").keys() == {*FILES, "manifest.lock"}
+
+
+def test_the_current_folder_is_a_destination_if_empty(here, bundle, monkeypatch):
+    (here / "out").mkdir()
+    monkeypatch.chdir(here / "out")
+    clone("../bundle.tar.gz", ".")
+    assert contents(here / "out").keys() == {*FILES, "manifest.lock"}
+
+
+def test_a_missing_parent_is_said(here, bundle):
+    with pytest.raises(UsageError, match="there is no folder"):
+        clone("bundle.tar.gz", "a/b/c")
+    assert os.listdir(here) == ["bundle.tar.gz"]
+
+
+def test_ctrl_c_leaves_nothing(here, bundle):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        clone("bundle.tar.gz", "out", progress=interrupt)
+    assert os.listdir(here) == ["bundle.tar.gz"]
+
+
+def test_for_another_bundle_nothing_is_even_staged(here, monkeypatch):
+    """A hostile mirror must not be able to fill the disk with a bundle nobody asked for."""
+    make_bundle(here / "big.tar.gz", {"zeros": bytes(3_000_000)})
+    written = []
+    monkeypatch.setattr("ari_core.verification.write_all", lambda _fd, data: written.append(len(data)))
+    with pytest.raises(DigestMismatchError):
+        clone("big.tar.gz", "out", expect_sha256="0" * 64)
+    assert written == []
+
+
+def test_progress_reaches_the_end(here, bundle):
+    seen = []
+    clone("bundle.tar.gz", "out", progress=lambda *step: seen.append(step))
+    size = (here / "bundle.tar.gz").stat().st_size
+    assert seen[-1] == ("reading", size, size)
+
+
+# -- verify and show ---------------------------------------------------------------------------------------------
+
+
+def test_verify_lists_everything_that_disagrees(here):
+    make_tree(here / "t")
+    (here / "t/README.md").write_bytes(b"x\n")
+    (here / "t/code/run.py").unlink()
+    (here / "t/extra").write_bytes(b"")
+    (here / "t/hollow").mkdir()
+    (here / "t/data/empty").unlink()
+    (here / "t/data/empty").symlink_to("/dev/null")
+    found = verify("t")
+    assert not found.ok
+    assert isinstance(found.error, ContentMismatchError)
+    assert {(p.kind, p.path) for p in found.problems} == {
+        ("differs", "README.md"),
+        ("missing", "code/run.py"),
+        ("extra", "extra"),
+        ("extra", "hollow"),
+        ("differs", "data/empty"),
+    }
+
+
+def test_verify_of_an_archive_lists_everything_too(here):
+    manifest = make_tree(here / "t")
+    (here / "t/README.md").write_bytes(b"x\n")
+    (here / "t/extra").write_bytes(b"")
+    with tarfile.open(here / "x.tar", "w") as archive:
+        for name in ("README.md", "extra", "data/empty", "manifest.lock"):
+            archive.add(here / "t" / name, name)
+    found = verify("x.tar", expect_sha256=manifest.bundle_sha256)
+    assert {(p.kind, p.path) for p in found.problems} == {
+        ("differs", "README.md"),
+        ("missing", "code/run.py"),
+        ("extra", "extra"),
+    }
+
+
+def test_os_files_are_overlooked_only_on_request(here):
+    make_tree(here / "t")
+    (here / "t/.DS_Store").write_bytes(b"x")
+    (here / "t/code/__pycache__").mkdir()
+    (here / "t/code/__pycache__/x.pyc").write_bytes(b"x")
+    (here / "t/._README.md").write_bytes(b"x")
+    assert not verify("t").ok
+    assert verify("t", ignore_os_files=True).ok
+    (here / "t/evil").write_bytes(b"x")
+    assert [p.path for p in verify("t", ignore_os_files=True).problems] == ["evil"]
+
+
+def test_a_listed_os_file_that_is_missing_is_still_missing(here):
+    make_tree(here / "t", {".DS_Store": b"x", "a": b""})
+    (here / "t/.DS_Store").unlink()
+    assert [p.kind for p in verify("t", ignore_os_files=True).problems] == ["missing"]
+
+
+def test_what_is_listed_in_an_os_folder_is_compared(here):
+    make_tree(here / "t", {"__pycache__/listed": b"x"})
+    (here / "t/__pycache__/other").write_bytes(b"x")
+    assert verify("t", ignore_os_files=True).ok
+    assert [p.path for p in verify("t").problems] == ["__pycache__/other"]
+    (here / "t/__pycache__/listed").write_bytes(b"y")
+    assert [p.kind for p in verify("t", ignore_os_files=True).problems] == ["differs"]
+
+
+def test_a_listed_file_with_an_os_files_name_is_compared(here):
+    make_tree(here / "t", {"desktop.ini": b"x", "a": b""})
+    assert verify("t", ignore_os_files=True).ok
+    (here / "t/desktop.ini").write_bytes(b"y")
+    assert [p.kind for p in verify("t", ignore_os_files=True).problems] == ["differs"]
+
+
+def test_verify_writes_nothing(here, bundle):
+    before = contents(here)
+    verify("bundle.tar.gz")
+    verify("bundle.tar.gz", expect_sha256="0" * 64)
+    show("bundle.tar.gz")
+    assert contents(here) == before
+
+
+def test_the_hint_says_whose_digest_was_given(here, bundle):
+    archive = hashlib.sha256((here / "bundle.tar.gz").read_bytes()).hexdigest()
+    manifest = hashlib.sha256(bundle.raw).hexdigest()
+    for digest, words in ((archive, "of the archive file"), (manifest, "of manifest.lock")):
+        with pytest.raises(DigestMismatchError, match=f"expected {digest}, got {bundle.bundle_sha256}") as caught:
+            clone("bundle.tar.gz", "out", expect_sha256=digest)
+        assert words in caught.value.hint
+
+
+def test_show_describes_without_unpacking(here):
+    manifest = make_bundle(here / "b.tar.gz", publish={"license": "MIT"})
+    found = show("b.tar.gz")
+    assert found.manifest == manifest
+    assert found.archive_size == (here / "b.tar.gz").stat().st_size
+    (here / "b.tar.gz").write_bytes((here / "b.tar.gz").read_bytes()[:-1])
+    with pytest.raises(ArchiveRefusedError, match="cut off"):
+        show("b.tar.gz")
