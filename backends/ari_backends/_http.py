@@ -130,7 +130,7 @@ class Fetcher:
         """
         client = self.client()
         url = start
-        seen = {url}
+        seen = [url]
         trusted = True
         while True:
             headers = dict(extra(place(url)))
@@ -151,11 +151,11 @@ class Fetcher:
                 raise IntegrityError(f"{shown(start)}: refused: the server redirects in a circle")
             if len(seen) > MAX_REDIRECTS:
                 raise IntegrityError(f"{shown(start)}: refused: more than {MAX_REDIRECTS} redirects")
-            seen.add(url)
+            seen.append(url)
 
     def translate(self, error: Exception) -> BackendError | None:
         """Turns the client library's exception into ours; None if it is not one."""
-        if not isinstance(error, httpx2.TransportError) or isinstance(error, httpx2.LocalProtocolError):
+        if not isinstance(error, httpx2.TransportError):
             return None
         where = "the server"
         with suppress(RuntimeError):  # it knows no request

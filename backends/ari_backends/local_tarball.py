@@ -1,9 +1,9 @@
 """One ``bundle.tar.gz`` in a folder: the checkpoint itself, or wherever ``-o out=DIR`` says.
 
-``bundle.tar.gz`` is the commit point: it appears whole and durable, or not at all, and while one takes the place of
-another there is no moment without it. ``manifest.lock`` beside it is a convenience, written afterwards and mended
-by the next put. A bundle that the same checkpoint published before is kept as ``bundle-<id>.tar.gz``, where the id
-is the leading 16 hex digits of its archive's SHA-256.
+``bundle.tar.gz`` is the commit point: it appears whole and durable, or not at all, and while one takes the place
+of another there is no moment without it. ``manifest.lock`` beside it is a convenience, written afterwards and
+mended by the next put. A bundle that the same checkpoint published before is kept as ``bundle-<id>.tar.gz``, where
+the id is the leading 16 hex digits of its archive's SHA-256.
 
 Everything slow (receiving, copying) happens in private staging. The look at what is there, the decision and the
 renames happen under a lock, which the file system may not have: creating is exclusive without it too, only two
@@ -20,11 +20,11 @@ import re
 import shlex
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -50,13 +50,16 @@ from ari_core.fs import Staging, fsync_folder, write_all, write_durably
 from ari_core.limits import Limits
 from ari_core.names import BUNDLE_NAME, MANIFEST_NAME, STAGING_PREFIX, quoted
 
+if TYPE_CHECKING:
+    from ari_core.verification import Report
+
 _ID_DIGITS: Final = 16
 _OURS: Final = re.compile(rf"bundle(-[0-9a-f]{{{_ID_DIGITS}}})?\.tar\.gz")
 _LOCK: Final = STAGING_PREFIX + "lock"
 _STAGED: Final = "bundle"
 _KEPT: Final = "kept"
 # RFC 8089, sections 2 and appendix B: file:/path, file:///path, file://localhost/path.
-_FILE_REF: Final = re.compile(r"file:(?://(?P<host>[^/]*))?(?P<path>/[^?#]*)", re.IGNORECASE | re.DOTALL)
+_FILE_REF: Final = re.compile(r"file:(?://(?P<host>[^/?#]*)(?=/)|(?!//))(?P<path>/[^?#]*)", re.IGNORECASE | re.DOTALL)
 
 
 class LocalTarballSettings(BaseModel):
@@ -69,7 +72,10 @@ class LocalTarballSettings(BaseModel):
 
 
 class LocalTarball(Backend):
-    """Stores one bundle in a folder; reads any archive that a ``file:`` ref names. A locator is an absolute path."""
+    """Stores one bundle in a folder, and reads any archive that a ``file:`` ref names.
+
+    A locator is an absolute path.
+    """
 
     name = "local-tarball"
     capabilities = Capabilities(put=True, delete="yes", list="immediate", ranges=True, exclusive_create=True)
@@ -78,22 +84,19 @@ class LocalTarball(Backend):
 
     def _resolve(self, ref: str) -> Locator:
         path = path_of(ref)
-        if stat.S_ISDIR(os.stat(path).st_mode):
-            path = os.path.join(path, BUNDLE_NAME)
+        if stat.S_ISDIR(path.stat().st_mode):
+            path /= BUNDLE_NAME
         _regular(path)
-        return Locator(path)
+        return Locator(str(path))
 
     def _ref(self, locator: Locator) -> str:
         return file_ref(locator)
 
     def _stat(self, locator: Locator) -> Artifact:
-        return Artifact(locator, size=_regular(locator).st_size)
+        return Artifact(locator, size=_regular(Path(locator)).st_size)
 
-    @contextmanager
-    def _open(self, locator: Locator, offset: int) -> Iterator[ReadStream]:
-        with _reading(locator) as (stream, fd):
-            os.lseek(fd, offset, os.SEEK_SET)
-            yield stream
+    def _open(self, locator: Locator, offset: int) -> AbstractContextManager[ReadStream]:
+        return _File(Path(locator)).open(offset)
 
     def _probe(self) -> Capabilities:
         there = next(path for path in (self._out(), *self._out().parents) if path.exists())
@@ -165,7 +168,7 @@ class LocalTarball(Backend):
 
     def _delete(self, locator: Locator) -> None:
         path, out = Path(locator), self._out()
-        if not path.is_absolute() or not _OURS.fullmatch(path.name) or not _is_same_folder(path.parent, out):
+        if not path.is_absolute() or not _OURS.fullmatch(path.name) or not _is_same(path.parent, out):
             raise Unsupported(
                 f"{quoted(locator)} is not a bundle in the folder {quoted(str(out))}; it was not touched",
                 hint=f"to delete a bundle that was stored elsewhere, name its folder: -o out={shlex.quote('DIR')}",
@@ -196,7 +199,7 @@ class LocalTarball(Backend):
     def _translate(self, error: Exception) -> BackendError | None:
         if not isinstance(error, OSError):
             return None
-        where = f"{quoted(os.fsdecode(error.filename))}: " if error.filename else ""
+        where = f"{quoted(str(error.filename))}: " if error.filename else ""
         message = f"{where}{error.strerror or error}"
         match error.errno:
             case errno.ENOENT | errno.ENOTDIR | errno.ENAMETOOLONG:
@@ -216,7 +219,8 @@ class LocalTarball(Backend):
             raise InvalidConfiguration(
                 "there is no folder to store in", hint="give -o out=DIR, or set ARI_LOCAL_TARBALL_OUT"
             )
-        return Path(os.path.abspath(out))
+        out = out.absolute()
+        return out.resolve() if ".." in out.parts else out  # what is behind a link has another parent
 
     # -- optional protocols --------------------------------------------------------------------------------------
 
@@ -247,8 +251,9 @@ class LocalTarball(Backend):
             NotFound: It is absent.
         """
         with self._errors():
-            _regular(locator)
-            return Path(locator)
+            path = Path(locator)
+            _regular(path)
+            return path
 
     def manifest(self, locator: Locator) -> bytes:
         """Returns the manifest from the head of the archive, where ours have it; others are read to their end.
@@ -269,7 +274,7 @@ def file_ref(path: str) -> str:
     return "file://" + quote_from_bytes(os.fsencode(path))
 
 
-def path_of(ref: str) -> str:
+def path_of(ref: str) -> Path:
     """Returns the absolute path that a ``file:`` ref names.
 
     Raises:
@@ -284,14 +289,49 @@ def path_of(ref: str) -> str:
         raise Unsupported(f"{quoted(ref[:200])} is not a file:///absolute/path, with ? and # as %3F and %23")
     if (parts["host"] or "localhost").lower() != "localhost":
         raise Unsupported(f"{quoted(ref[:200])} is on another machine", hint="copy the file here first")
-    return path
+    return Path(path)
 
 
 # -- files -------------------------------------------------------------------------------------------------------
 
 
+class _File:
+    """A regular file to read, as often as one likes."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self.size: int | None = None
+        self._path = path
+
+    @contextmanager
+    def open(self, offset: int = 0) -> Iterator[ReadStream]:
+        _regular(self._path)
+        fd = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would wait for a writer
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise _not_regular(self._path)
+            self.size = status.st_size
+            os.lseek(fd, offset, os.SEEK_SET)
+            yield _FileStream(fd, self.name)
+        finally:
+            os.close(fd)
+
+
+class _FileStream:
+    def __init__(self, fd: int, name: str) -> None:
+        self._fd, self._name = fd, name
+
+    def read(self, size: int, /) -> bytes:
+        try:
+            return os.read(self._fd, size)
+        except OSError as error:
+            error.filename = self._name
+            raise
+
+
 class _Existing:
-    """What has the name of the bundle now. Reads it only when asked to, and once."""
+    """What has the name of the bundle now. It is read only when something about it is asked, and once."""
 
     def __init__(self, path: Path, status: os.stat_result) -> None:
         self.path, self.size = path, status.st_size
@@ -299,20 +339,22 @@ class _Existing:
 
     @classmethod
     def at(cls, path: Path) -> _Existing | None:
-        if not os.path.lexists(path):
-            return None
         try:
-            return cls(path, _regular(str(path)))
-        except (FileNotFoundError, Unsupported):  # a link to nothing, a folder, a device
-            raise AlreadyExists(
-                f"{quoted(str(path))} is in the way, and no regular file; it was not touched",
-                hint="move it away, or choose another folder with -o out=DIR",
-            ) from None
+            return cls(path, _regular(path))
+        except FileNotFoundError:
+            if not path.is_symlink():
+                return None
+        except Unsupported:
+            pass
+        raise AlreadyExists(
+            f"{quoted(str(path))} is in the way, and no regular file; it was not touched",
+            hint="move it away, or choose another folder with -o out=DIR",
+        )
 
     @cached_property
     def archive_sha256(self) -> str:
         digest = hashlib.sha256()
-        with _reading(str(self.path)) as (stream, _):
+        with _File(self.path).open() as stream:
             while data := stream.read(CHUNK):
                 digest.update(data)
         return digest.hexdigest()
@@ -329,6 +371,7 @@ class _Existing:
 
     @cached_property
     def manifest(self) -> bytes | None:
+        """The manifest, or None if there is none to be found."""
         try:
             return _manifest_in(_File(self.path))
         except VerificationError:
@@ -341,6 +384,144 @@ class _Existing:
         return self.report is not None and self.report.bundle_sha256 == source.bundle_sha256
 
     def is_named_by(self, locator: Locator | None) -> bool:
-        with suppress(OSError):
-            return locator is not None and os.path.samefile(locator, self.path)
+        return locator is not None and _is_same(Path(locator), self.path)
+
+
+def _artifact(target: Path, size: int, archive_sha256: str, source: Source) -> Artifact:
+    return Artifact(Locator(str(target)), size, archive_sha256, source.bundle_sha256)
+
+
+def _regular(path: Path) -> os.stat_result:
+    if not path.is_absolute() or "\0" in str(path):
+        raise NotFound(f"{quoted(str(path)[:200])} is not the path of a file")
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise _not_regular(path)
+    return status
+
+
+def _not_regular(path: Path) -> Unsupported:
+    return Unsupported(f"{quoted(str(path))} is not a regular file")
+
+
+def _not_a_folder(path: Path) -> InvalidConfiguration:
+    return InvalidConfiguration(f"{quoted(str(path))} is not a folder", hint="name another one with -o out=DIR")
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return one == other
+
+
+def _stage(source: Source, staging: Staging) -> None:
+    """Brings the archive into staging: as a second name of the file that core built, else by reading it."""
+    if not _linked(source.local_path, _STAGED, staging):
+        with source.open() as stream:
+            _copy(stream, _STAGED, staging)
+    size = os.stat(_STAGED, dir_fd=staging.fd).st_size
+    if size != source.size:
+        raise IntegrityError(f"the archive to store has {size} bytes instead of {source.size}")
+
+
+def _keep(found: _Existing, staging: Staging) -> Path:
+    """Gives a bundle that is about to be replaced a second, lasting name."""
+    kept = found.path.with_name(f"bundle-{found.archive_sha256[:_ID_DIGITS]}.tar.gz")
+    if other := _Existing.at(kept):
+        if other.archive_sha256 == found.archive_sha256:
+            return kept
+        raise AlreadyExists(
+            f"{quoted(str(kept))} should be a copy of {quoted(str(found.path))} and is not; nothing was touched",
+            hint="move it away",
+        )
+    if not _linked(found.path, _KEPT, staging):
+        with _File(found.path).open() as stream:
+            _copy(stream, _KEPT, staging)
+    staging.commit_file(_KEPT, kept.name)
+    return kept
+
+
+def _linked(path: Path | None, name: str, staging: Staging) -> bool:
+    if path is None:
+        return False
+    try:
+        os.link(path, name, dst_dir_fd=staging.fd)
+    except OSError:  # another file system, or one without hard links
+        return False
+    return True
+
+
+def _copy(stream: ReadStream, name: str, staging: Staging) -> None:
+    doing = f"writing {quoted(str(staging.folder / BUNDLE_NAME))}"
+    try:
+        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=staging.fd)
+    except OSError as error:
+        raise from_os_error(error, doing) from error
+    try:
+        while data := stream.read(CHUNK):
+            try:
+                write_all(fd, data)
+            except OSError as error:
+                raise from_os_error(error, doing) from error
+    finally:
+        os.close(fd)
+
+
+def _contents(path: Path, size: int) -> bytes | None:
+    """Returns up to one byte more than `size` of a small file; None if it cannot be read."""
+    try:
+        with _File(path).open() as stream:
+            return stream.read(size + 1)
+    except (OSError, BackendError):
+        return None
+
+
+def _manifest_in(file: _File) -> bytes:
+    """Reads the manifest at the head of an archive; where it is elsewhere, verifies the whole."""
+    from ari_core.bundle.gunzip import open_tar  # noqa: PLC0415 - most commands need none of it
+    from ari_core.bundle.untar import TarReader  # noqa: PLC0415
+    from ari_core.verification import check_archive  # noqa: PLC0415
+
+    limits = Limits.from_environment()
+    with file.open() as stream:
+        reader = TarReader(open_tar(stream, lambda _data: None)[1], limits)
+        first = next(iter(reader), None)
+        if (
+            first
+            and first.path == MANIFEST_NAME
+            and not first.is_directory
+            and first.size <= limits.manifest_bytes
+        ):
+            return b"".join(bytes(piece) for piece in reader.contents())
+    return check_archive(file, limits=limits).manifest.raw
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds a lock on a folder; its file goes away with it, so whoever waited for an old one tries again."""
+    path = folder / _LOCK
+    while True:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise from_os_error(error, f"locking the folder {quoted(str(folder))}") from error
+        try:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            if _is_open_at(fd, path):
+                try:
+                    yield
+                finally:
+                    with suppress(OSError):
+                        path.unlink()
+                return
+        finally:
+            os.close(fd)
+
+
+def _is_open_at(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.lstat())
+    except FileNotFoundError:
         return False

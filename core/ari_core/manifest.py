@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from json.encoder import encode_basestring as _json_text  # what json.dumps(text, ensure_ascii=False) does, directly
 from typing import Any, Final, NamedTuple, NoReturn
 
 from ari_core.digests import is_sha256
@@ -70,8 +71,7 @@ def bundle_digest(files: Iterable[FileEntry]) -> str:
     digest = hashlib.sha256(b'{"files":[')
     separator = ""
     for path, size, sha256 in sorted(files):
-        quoted_path = json.dumps(path, ensure_ascii=False)
-        digest.update(f'{separator}{{"path":{quoted_path},"sha256":"{sha256}","size":{size}}}'.encode())
+        digest.update(f'{separator}{{"path":{_json_text(path)},"sha256":"{sha256}","size":{size}}}'.encode())
         separator = ","
     digest.update(f'],"version":{FORMAT_VERSION}}}'.encode())
     return digest.hexdigest()
@@ -81,7 +81,7 @@ def render_manifest(files: Iterable[FileEntry], publish: Mapping[str, Any], excl
     """Returns the bytes of a manifest: sorted, no field that depends on time or machine."""
     entries = sorted(files)
     lines = [
-        f'    {{"path": {json.dumps(e.path, ensure_ascii=False)}, "sha256": "{e.sha256}", "size": {e.size}}}'
+        f'    {{"path": {_json_text(e.path)}, "sha256": "{e.sha256}", "size": {e.size}}}'
         for e in entries
     ]
     listing = "[\n" + ",\n".join(lines) + "\n  ]" if lines else "[]"

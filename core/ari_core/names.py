@@ -39,7 +39,9 @@ _FORBIDDEN_RANGES: Final = (
 _FORBIDDEN: Final = re.compile(
     "[" + "".join(f"{re.escape(chr(a))}-{re.escape(chr(b))}" for a, b in _FORBIDDEN_RANGES) + "]"
 )
-_PLAIN: Final = re.compile(r"[A-Za-z0-9_\-+=,@%^()#!$&'\[\]{};~ ][A-Za-z0-9_\-+=,@%^()#!$&'\[\]{};~ .]{0,99}")
+_COMMON: Final = r"\w\-+=,@%^()#!$&'\[\]{};~ "
+# The overwhelming case, decided by one look: ASCII, no part empty or with a leading dot, no colon, no backslash.
+_PLAIN: Final = re.compile(rf"[{_COMMON}][{_COMMON}.]*(?:/[{_COMMON}][{_COMMON}.]*)*", re.ASCII)
 # An upper-case drive prefix. A lower-case one is an ordinary, if unportable, name such as `a:b`.
 _DRIVE: Final = re.compile(r"[A-Z]:")
 _RESERVED_WINDOWS: Final = re.compile(
@@ -58,8 +60,8 @@ def unsafe_reason(path: str, limits: Limits) -> str | None:
     Returns:
         A phrase that fits behind the name: ``"has a '..' part"``.
     """
-    if _PLAIN.fullmatch(path):  # the overwhelming case: one short ASCII component without a leading dot
-        return None
+    if len(path) <= limits.component_bytes and path.count("/") < limits.depth and _PLAIN.fullmatch(path):
+        return None if len(path) <= limits.path_bytes else _over_a_limit(path, limits)
     return _unsafe_characters(path) or _unsafe_shape(path) or _over_a_limit(path, limits)
 
 

@@ -82,7 +82,7 @@ class Comparison:
         target: Largest acceptable median of ours/theirs.
         ours: Makes our command; its argument is a fresh folder it may write into.
         theirs: The same for the other way.
-        least_runs: Short commands need more runs than asked for.
+        repeat: A short command varies more: this many times the runs asked for.
     """
 
     name: str
@@ -90,7 +90,7 @@ class Comparison:
     target: float
     ours: Callable[[Path], Sequence[str | Path]]
     theirs: Callable[[Path], Sequence[str | Path]]
-    least_runs: int = 1
+    repeat: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ def compare(comparison: Comparison, runs: int, scratch: Path, environment: dict[
     """Runs both ways in turn, each time into a fresh folder; what they write stays until all is measured."""
     ours: list[Run] = []
     theirs: list[Run] = []
-    for _ in range(max(runs, comparison.least_runs)):
+    for _ in range(runs * comparison.repeat):
         for make, results in ((comparison.ours, ours), (comparison.theirs, theirs)):
             fresh = Path(tempfile.mkdtemp(dir=scratch))
             results.append(run_once(make(fresh), environment))

@@ -13,10 +13,10 @@ from measure import Spread
 MEGABYTE = 1_000_000
 
 
-def first_line(*command: str | Path) -> str:
-    """Returns the first line a program prints."""
+def lines_of(*command: str | Path) -> list[str]:
+    """Returns what a program prints, or an empty line."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    return (done.stdout + done.stderr).strip().partition("\n")[0]
+    return (done.stdout + done.stderr).strip().splitlines() or [""]
 
 
 def describe_machine(scratch: Path) -> dict[str, object]:
@@ -29,7 +29,7 @@ def describe_machine(scratch: Path) -> dict[str, object]:
         "cores": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "kernel": f"{platform.system()} {platform.release()}",
-        "file_system": first_line("stat", "--file-system", "--format=%T", scratch),
+        "file_system": lines_of("df", "--output=fstype", scratch)[-1],
     }
 
 
@@ -37,11 +37,11 @@ def describe_versions(root: Path) -> dict[str, str]:
     """Returns the versions of everything that is measured."""
     return {
         "ari-registry": version("ari-registry"),
-        "commit": first_line("git", "-C", root, "describe", "--always", "--dirty", "--abbrev=12"),
+        "commit": lines_of("git", "-C", root, "describe", "--always", "--dirty", "--abbrev=12")[0],
         "python": platform.python_version(),
         "isal": version("isal"),
         "zlib": zlib.ZLIB_RUNTIME_VERSION,
-        **{tool: first_line(tool, "--version") for tool in ("tar", "gzip", "pigz", "sha256sum")},
+        **{tool: lines_of(tool, "--version")[0] for tool in ("tar", "gzip", "pigz", "sha256sum")},
     }
 
 

@@ -3,10 +3,11 @@
 from dataclasses import replace
 
 import pytest
+from support.memory import MemoryBackend, MemoryHooks, Stored
+
 from ari_core.conformance import BackendContract, Bundle, make_bundle, repacked
 from ari_core.contract import Backend, Capabilities, Visibility
 from ari_core.errors import Unsupported
-from support.memory import MemoryBackend, MemoryHooks, Stored
 
 
 class TestMemory(MemoryHooks, BackendContract):

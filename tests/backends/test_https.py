@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from support.httpd import Authority, Expired, OtherName, Proxy, Server, StaticFile
+from support.httpd import Authority, Expired, OtherName, Proxy, Server, StaticFile, forget_proxies, servers
 
 from ari_backends import _http, https
 from ari_backends._claims import https_claims
@@ -34,7 +34,7 @@ from ari_core.errors import (
     Unsupported,
 )
 
-BODY = random.Random(1).randbytes(300_000)  # noqa: S311 - any bytes will do
+BODY = random.Random(1).randbytes(300_000)
 TOKEN = "canary-token-9f2c"  # noqa: S105 - a canary
 QUERY = "X-Signature=canary-query-77aa"
 SIZE = len(BODY)
@@ -43,9 +43,7 @@ CANARIES = (TOKEN, "canary-query-77aa")
 
 @pytest.fixture(autouse=True)
 def _no_proxy_of_the_machine(monkeypatch):
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "ssl_cert_file", "ssl_cert_dir"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
+    forget_proxies(monkeypatch)
 
 
 @pytest.fixture(scope="session")
@@ -55,12 +53,7 @@ def authority(tmp_path_factory):
 
 @pytest.fixture
 def serve(authority):
-    """Starts servers that end with the test."""
-    with contextlib.ExitStack() as stack:
-
-        def start(respond, *, tls=True, **options):
-            return stack.enter_context(Server(respond, authority=authority if tls else None, **options))
-
+    with servers(authority) as start:
         yield start
 
 

@@ -4,6 +4,8 @@
 child process runs the case each is meant for, and all cases over the backend without a bug.
 """
 
+# ruff: noqa: BLE001, RUF012 - these are bugs, planted on purpose
+
 import json
 import os
 import subprocess
@@ -16,11 +18,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel, SecretStr
+from support.memory import PREFIX, MemoryBackend, MemoryHooks, MemorySettings, MemoryStream, Stored
+
 from ari_core.conformance import BackendContract
 from ari_core.contract import Artifact, Backend, Capabilities, Locator, Visibility
 from ari_core.errors import AccessDenied, NotFound, Unavailable, Unsupported
-from pydantic import BaseModel, SecretStr
-from support.memory import PREFIX, MemoryBackend, MemoryHooks, MemorySettings, MemoryStream, Stored
 
 PLANTED = {}
 
@@ -910,7 +913,7 @@ def outcomes(tmp_path_factory):
     )
     assert run.returncode == 1, run.stdout + run.stderr
     found = {}
-    for case in ET.parse(report).iter("testcase"):
+    for case in ET.parse(report).iter("testcase"):  # noqa: S314 - pytest just wrote it
         name = case.get("classname").rpartition(".")[2]
         found.setdefault(name, {}).setdefault(case.get("name").partition("[")[0], set()).add(outcome_of(case))
     return found

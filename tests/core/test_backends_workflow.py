@@ -153,7 +153,8 @@ def site(tmp_path, monkeypatch):
     specs = ", ".join(f"spec({name.lower()!r}, 'odd:{name}')" for name in names)
     packages.package("odd-shelves", f"@hookimpl\ndef ari_backends():\n    return [{specs}]\n", entry="odd")
     (tmp_path / "store").mkdir()
-    monkeypatch.setenv("PYTHONPATH", f"{packages.folder}:{FOLDER_STORE}")
+    paths = [str(packages.folder), str(FOLDER_STORE), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
     packages.store = tmp_path / "store"
     packages.options = {"path": str(packages.store)}
     return packages

@@ -25,7 +25,7 @@ LONGER = "/".join(("p" * 90, "q" * 90, "r" * 90, "s.txt"))
 
 
 def contents(size):
-    return random.Random(size).randbytes(size)  # noqa: S311 - test data
+    return random.Random(size).randbytes(size)
 
 
 SHORT_NAMES = {
@@ -308,7 +308,7 @@ def manifest_of_one(path, size):
     return manifest_of([{"path": path, "size": size, "sha256": "0" * 64}])
 
 
-# -- near misses: what these programs write when asked for more ---------------------------------------------------------
+# -- near misses: what these programs write when asked for more ---------------------------------------------------
 
 
 @pytest.mark.needs("tar")

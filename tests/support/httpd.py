@@ -217,6 +217,24 @@ class Expired(Authority):
         return context
 
 
+def forget_proxies(monkeypatch):
+    """Keeps the machine's own proxies and authorities out of a test."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+
+@contextlib.contextmanager
+def servers(authority):
+    """Gives a function that starts a server, with TLS unless told otherwise; all end with the block."""
+    with contextlib.ExitStack() as stack:
+
+        def start(respond, *, tls=True, **options):
+            return stack.enter_context(Server(respond, authority=authority if tls else None, **options))
+
+        yield start
+
+
 @dataclass
 class StaticFile:
     """A responder that serves one file properly, apart from what it is told to get wrong.

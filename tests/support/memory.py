@@ -6,9 +6,10 @@ import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
 from ari_core.contract import Artifact, Backend, Capabilities, Locator, Visibility
 from ari_core.errors import AccessDenied, NotFound, RateLimited, Unavailable, Unsupported
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 PREFIX = "memory://"
 DIGITS = 64

@@ -48,18 +48,19 @@ def photograph(folder):
         status = os.fstat(fd)
         found[at] = ("folder", stat.S_IMODE(status.st_mode), status.st_uid)
         for name in os.listdir(fd):
+            below = name if at == "." else f"{at}/{name}"
             status = os.stat(name, dir_fd=fd, follow_symlinks=False)
             mode = stat.S_IMODE(status.st_mode)
             if stat.S_ISLNK(status.st_mode):
-                found[f"{at}/{name}"] = ("link", mode, status.st_uid, os.readlink(name, dir_fd=fd))
+                found[below] = ("link", mode, status.st_uid, os.readlink(name, dir_fd=fd))
             elif stat.S_ISREG(status.st_mode):
                 assert name in names
                 file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=fd)
-                with open(file, "rb") as stream:
+                with os.fdopen(file, "rb") as stream:
                     digest = hashlib.file_digest(stream, "sha256").hexdigest()
-                found[f"{at}/{name}"] = ("file", mode, status.st_uid, status.st_size, digest)
+                found[below] = ("file", mode, status.st_uid, status.st_size, digest)
             elif not stat.S_ISDIR(status.st_mode):
-                found[f"{at}/{name}"] = ("special", status.st_mode)
+                found[below] = ("special", status.st_mode)
     return found
 
 
@@ -76,7 +77,7 @@ def tree(folder):
                 assert stat.S_ISREG(status.st_mode), name
                 assert status.st_nlink == 1, name
                 file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=fd)
-                with open(file, "rb") as stream:
+                with os.fdopen(file, "rb") as stream:
                     data = stream.read()
                 found[name if at == "." else f"{at}/{name}"] = (data, bool(status.st_mode & 0o100))
     return found

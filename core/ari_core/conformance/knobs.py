@@ -17,12 +17,24 @@ import pytest
 
 from ari_core.conformance.bundles import Bundle, make_bundle
 from ari_core.contract import CHUNK, Artifact, Backend, Capabilities, Locator, NewArtifact
-from ari_core.errors import AccessDenied, NotFound, ReadOnly, Unsupported
+from ari_core.errors import (
+    AccessDenied,
+    AriError,
+    BackendBug,
+    CheckpointNotFoundError,
+    LocalPermissionError,
+    NotFound,
+    ReadOnly,
+    Unsupported,
+)
 
 Step = Literal["stat", "open", "read", "list", "put", "denied"]
 """Where `Knobs.break_store` lets the store fail; ``denied``: it refuses the credentials, whatever is asked."""
 
-REFUSED = (Unsupported, ReadOnly, AccessDenied)
+DENIED = (AccessDenied, LocalPermissionError)
+"""How a store, or the disk it is on, says that the caller may not."""
+
+REFUSED = (Unsupported, ReadOnly, *DENIED)
 """How a store says that it cannot do here what its class can do elsewhere."""
 
 _T = TypeVar("_T")
@@ -143,6 +155,11 @@ def listed(backend: Backend) -> dict[Locator, Artifact]:
         assert artifact.locator not in found, f"'{artifact.locator}' is listed twice"
         found[artifact.locator] = artifact
     return found
+
+
+def assert_trouble(error: AriError) -> None:
+    """Checks that a failure of the store comes out in our own words, and not as if something were absent."""
+    assert not isinstance(error, BackendBug | NotFound | CheckpointNotFoundError), repr(error)
 
 
 def is_absent(backend: Backend, locator: Locator) -> bool:

@@ -5,7 +5,7 @@ from ari_core.plugins import hookimpl
 
 
 def claims(ref: str) -> Claim:
-    return Claim.EXACT if ref.startswith("folder-store:///") else Claim.NO
+    return Claim.EXACT if ref.startswith("folder-store:") else Claim.NO
 
 
 @hookimpl
@@ -16,5 +16,6 @@ def ari_backends() -> list[BackendSpec]:
             backend="ari_folder_store.store:FolderStore",
             help="keep bundles in a folder: -o path=DIR",
             claims=claims,
+            api=0,
         )
     ]
