@@ -37,6 +37,7 @@ from ari_core.errors import (
     RangeError,
     Unavailable,
     Unsupported,
+    escape,
 )
 from ari_core.streams import CHUNK, ReadStream
 
@@ -75,6 +76,7 @@ API: Final = 0
 
 _E = TypeVar("_E", bound=BackendError)
 _P = TypeVar("_P")
+_T = TypeVar("_T")
 
 Locator = NewType("Locator", str)
 """Names one stored artifact inside one backend. Opaque: only the backend that made it reads it."""
@@ -343,13 +345,13 @@ class Backend(ABC):
             BackendError: Anything else.
         """
         with self._errors():
-            return self._resolve(ref)
+            return self._checked("resolve", self._resolve(ref), str)
 
     @final
     def ref(self, locator: Locator) -> str:
         """Returns the portable ref of a locator."""
         with self._errors():
-            return self._ref(locator)
+            return self._checked("ref", self._ref(locator), str)
 
     @final
     def stat(self, locator: Locator) -> Artifact:
@@ -360,7 +362,7 @@ class Backend(ABC):
             BackendError: Anything else.
         """
         with self._errors():
-            return self._stat(locator)
+            return self._checked("stat", self._stat(locator), Artifact)
 
     @final
     def open(self, locator: Locator, offset: int = 0) -> AbstractContextManager[ReadStream]:
@@ -384,7 +386,7 @@ class Backend(ABC):
             BackendError: It cannot be reached or refuses us.
         """
         with self._errors():
-            found = self._probe()
+            found = self._checked("probe", self._probe(), Capabilities)
         if beyond := found.beyond(self.capabilities):
             raise self._named(BackendBug(f"probe reports more than the class declares: {', '.join(beyond)}"))
         return found
@@ -493,20 +495,24 @@ class Backend(ABC):
         error.backend = error.backend or self.name
         return error
 
+    def _checked(self, method: str, value: _T, kind: type) -> _T:
+        if not isinstance(value, kind):
+            raise BackendBug(f"{method} of the backend '{self.name}' returned {type(value).__name__}")
+        return value
+
     @contextmanager
     def _errors(self, source: WatchedSource | None = None) -> Iterator[None]:
         try:
             yield
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if source is not None and error is source.failure:
                 raise
             if isinstance(error, AriError):
                 if isinstance(error, BackendError):
                     self._named(error)
                 raise
-            ours = self._translate(error) or BackendBug(
-                f"the backend '{self.name}' failed: {type(error).__name__}: {error}"
-            )
+            ours = self._translate(error) if isinstance(error, Exception) else None
+            ours = ours or BackendBug(escape(f"the backend '{self.name}' failed: {type(error).__name__}: {error}"))
             raise self._named(ours) from error
 
 
@@ -609,7 +615,7 @@ class _CheckedStream:
     def read(self, size: int, /) -> bytes:
         backend = self._backend
         with backend._errors():  # noqa: SLF001
-            data = self._raw.read(size)
+            data = backend._checked("read", self._raw.read(size), bytes)  # noqa: SLF001
             if len(data) > size:
                 raise BackendBug(f"read({size}) returned {len(data)} bytes")
             if self._left is not None:

@@ -11,7 +11,6 @@ import enum
 import fnmatch
 import functools
 import re
-import warnings
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -127,7 +126,7 @@ class Globs:
         # A long list of plain names would make the one regular expression slow.
         self._literal = frozenset(literal)
         globs = [pattern for pattern in every if pattern not in self._literal]
-        self._regex = _compiled("|".join(map(fnmatch.translate, globs)), re.IGNORECASE if ignore_case else 0)
+        self._regex = re.compile("|".join(map(fnmatch.translate, globs)), re.IGNORECASE if ignore_case else 0)
         self._has_globs = bool(globs)
         self._beginnings = {_WILDCARD.split(pattern, maxsplit=1)[0] for pattern in globs}
 
@@ -148,12 +147,6 @@ def _variants(pattern: str) -> Iterable[str]:
     while pattern.startswith("**/"):
         pattern = pattern.removeprefix("**/")
         yield pattern
-
-
-def _compiled(regex: str, flags: int) -> re.Pattern[str]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # '[[' in a set: means here what it always meant
-        return re.compile(regex, flags)
 
 
 _DENIED: Final = Globs((f"**/{rule}" for rule in DENY), ignore_case=True)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Final, Protocol
 
+from ari_core.errors import ConfigurationError, Unavailable
+
 CHUNK: Final = 128 * 1024
 """Bytes moved at a time; measured best here (docs/benchmark.md)."""
 
+DEADLINE_VARIABLE: Final = "ARI_DEADLINE"
+_DEADLINE_SECONDS: Final = 300.0
 _CHUNKS_AHEAD: Final = 8
 _POLL_SECONDS: Final = 0.1
+_PATIENCE_SECONDS: Final = 5.0
 
 Progress = Callable[[str, int, "int | None"], None]
 """Called with what is being done, how much of it (bytes or files) is done, and the total if known."""
@@ -43,17 +49,35 @@ class ByteSource(Protocol):
         """Starts reading from the beginning."""
 
 
+def deadline() -> float:
+    """Returns how many seconds to wait for the next bytes or answer before giving up (``$ARI_DEADLINE``).
+
+    Raises:
+        ConfigurationError: The variable is not a positive number.
+    """
+    text = os.environ.get(DEADLINE_VARIABLE)
+    try:
+        seconds = _DEADLINE_SECONDS if text is None else float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= threading.TIMEOUT_MAX:
+        raise ConfigurationError(f"{DEADLINE_VARIABLE} must be a positive number of seconds")
+    return seconds
+
+
 class ReadAhead:
     """Runs an iterator of chunks in its own thread, a few chunks ahead of whoever iterates over this.
 
     Decompressing and hashing release the interpreter's lock, so the two threads really work side by side. Leaving
-    the ``with`` block stops the thread; an exception in it is raised where the chunks are consumed.
+    the ``with`` block stops the thread; an exception in it is raised where the chunks are consumed. Where nothing
+    comes for `deadline` seconds, that is `Unavailable`.
     """
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
         self._ready: queue.Queue[bytes | BaseException | None] = queue.Queue(_CHUNKS_AHEAD)
         self._stop = threading.Event()
+        self._deadline = deadline()
         self._thread = threading.Thread(target=self._run, name="ari-read-ahead", daemon=True)
 
     def _run(self) -> None:
@@ -80,11 +104,17 @@ class ReadAhead:
         return self._consume()
 
     def _consume(self) -> Iterator[bytes]:
-        while isinstance(item := self._ready.get(), bytes):
+        while isinstance(item := self._next(), bytes):
             yield item
         if item is not None:
             raise item
 
+    def _next(self) -> bytes | BaseException | None:
+        try:
+            return self._ready.get(timeout=self._deadline)
+        except queue.Empty:
+            raise Unavailable(f"nothing came for {self._deadline:g} seconds") from None
+
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join()
+        self._thread.join(_PATIENCE_SECONDS)  # one that hangs is a daemon, and dies with the program

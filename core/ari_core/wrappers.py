@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,7 +33,7 @@ from ari_core.contract import (
     Visibility,
     WatchedSource,
 )
-from ari_core.errors import AriError, BackendError, RateLimited, ReadOnly
+from ari_core.errors import AriError, BackendError, RateLimited, ReadOnly, Unavailable
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -493,3 +494,53 @@ class _CutSource(WatchedSource):
     def local_path(self) -> Path | None:
         """None: what is cut has to be read."""
         return None
+
+
+# -- not waiting for ever ----------------------------------------------------------------------------------------
+
+
+class DeadlineBackend(Wrapper):
+    """Gives up on a backend that does not answer a short question within `seconds`.
+
+    The call goes on in a daemon thread, whose outcome nobody waits for: hence only for calls that change nothing.
+    Reading is watched where it is consumed (`streams.ReadAhead`).
+    """
+
+    def __init__(self, inner: Backend, seconds: float) -> None:
+        super().__init__(inner)
+        self._seconds = seconds
+
+    def _resolve(self, ref: str) -> Locator:
+        return self._within(lambda: self.inner.resolve(ref))
+
+    def _stat(self, locator: Locator) -> Artifact:
+        return self._within(lambda: self.inner.stat(locator))
+
+    def _probe(self) -> Capabilities:
+        return self._within(self.inner.probe)
+
+    @contextmanager
+    def _open(self, locator: Locator, offset: int) -> Iterator[ReadStream]:
+        with ExitStack() as stack:
+            opening = self.inner.open(locator, offset)
+            stream = self._within(opening.__enter__)
+            stack.push(opening.__exit__)
+            yield stream
+
+    def _within(self, call: Callable[[], _T]) -> _T:
+        answer: Future[_T] = Future()
+
+        def run() -> None:
+            try:
+                answer.set_result(call())
+            except BaseException as error:  # noqa: BLE001 - raised again by whoever asked
+                answer.set_exception(error)
+
+        threading.Thread(target=run, name=f"ari-{self.name}", daemon=True).start()
+        try:
+            return answer.result(self._seconds)
+        except TimeoutError:
+            if answer.done():
+                raise  # the backend's own
+            late = f"the backend '{self.name}' did not answer within {self._seconds:g} seconds"
+            raise Unavailable(late) from None

@@ -7,7 +7,7 @@ from support.memory import MemoryBackend, MemoryHooks, Stored
 
 from ari_core.conformance import BackendContract, Bundle, make_bundle, repacked
 from ari_core.contract import Backend, Capabilities, Visibility
-from ari_core.errors import Unsupported
+from ari_core.errors import BackendBug, Unsupported
 
 
 class TestMemory(MemoryHooks, BackendContract):
@@ -85,6 +85,20 @@ class TestHumble(MemoryHooks, BackendContract):
     @pytest.fixture
     def backend(self):
         return HumbleBackend()
+
+
+def test_what_probe_reports_beyond_the_class_is_a_bug_of_the_backend():
+    class Boaster(MemoryBackend):
+        capabilities = Capabilities(put=True, list="eventual", levels=frozenset({Visibility.PUBLIC}))
+
+        def _probe(self):
+            return MemoryBackend.capabilities
+
+    with pytest.raises(BackendBug) as caught:
+        Boaster().probe()
+    for name in "delete", "list", "ranges", "exclusive_create", "visibility", "levels", "stores_meta":
+        assert name in str(caught.value)
+    assert "put" not in str(caught.value).partition(":")[2]
 
 
 def test_repacked_is_the_same_bundle():

@@ -506,6 +506,18 @@ def test_no_resume_without_proof(serve, connect, etag, announce):
     assert file.gets == 1
 
 
+def test_resumes_behind_an_end_that_came_early(serve, connect):
+    file = StaticFile(BODY)
+
+    def respond(request, wire):
+        if request.method == "HEAD" or "range" in request.headers:
+            file(request, wire)
+        else:
+            wire.chunked({"ETag": '"v1"', "Accept-Ranges": "bytes"}, BODY[:1000])
+
+    assert read(connect(), serve(respond).url()) == BODY
+
+
 def second_get(answer, file=None):
     """A responder whose first GET is cut after 1000 bytes; `answer` gives the second one."""
     file = file or StaticFile(BODY, cuts=[1000])
@@ -951,22 +963,26 @@ def test_just_inside_max_download(serve, connect, limit, offset):
 
 @pytest.mark.parametrize("offset", [0, SIZE - 10])
 def test_max_download_by_announcement(serve, connect, offset):
-    backend = connect(max_download=SIZE - 1)
-    error = refused(IntegrityError, backend, serve(StaticFile(BODY)).url(), lambda b, u: read(b, u, offset))
+    def only_open(backend, url):
+        with backend.open(backend.resolve(url), offset):
+            pass
+
+    error = refused(IntegrityError, connect(max_download=SIZE - 1), serve(StaticFile(BODY)).url(), only_open)
     assert str(SIZE - 1) in error.message
     assert "max_download" in error.hint
 
 
 def test_max_download_by_counting(serve, connect):
-    ended = threading.Event()
+    hung_up = threading.Event()
 
     def respond(request, wire):
         wire.chunked({}, b"", end=False)
         if request.method == "GET":
-            with contextlib.suppress(OSError):
-                while not wire._stopping.is_set():
+            try:
+                for _ in range(1000):
                     wire.send(b"10000\r\n" + bytes(0x10000) + b"\r\n")
-            ended.set()
+            except OSError:
+                hung_up.set()
 
     got = []
 
@@ -977,7 +993,7 @@ def test_max_download_by_counting(serve, connect):
 
     refused(IntegrityError, connect(max_download="1MB"), serve(respond).url(), action)
     assert sum(got) <= 1_000_000
-    assert ended.wait(10)  # we hung up
+    assert hung_up.wait(10)
 
 
 @pytest.mark.parametrize("when", ["headers", "body"])
@@ -995,6 +1011,11 @@ def test_silence_ends_in_unavailable(serve, connect, when):
     error = refused(Unavailable, connect(read_timeout=0.2), serve(respond).url(f"/x?{QUERY}"))
     if when == "headers":
         assert "nothing received for 0.2 s" in error.message
+
+
+def test_timeouts_reach_the_library(connect):
+    timeout = connect(read_timeout=7, connect_timeout=3)._fetcher.client().timeout
+    assert (timeout.read, timeout.connect) == (7, 3)
 
 
 def test_nobody_listens(connect):

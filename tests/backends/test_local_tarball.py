@@ -1,10 +1,12 @@
 """The backend that keeps one bundle in a folder."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import subprocess
 import sys
+import threading
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,7 +18,7 @@ from ari_backends import local_tarball
 from ari_backends.local_tarball import LocalTarball, file_ref, path_of
 from ari_core.conformance import BackendContract, make_bundle, repacked
 from ari_core.conformance.knobs import new, read_all, together
-from ari_core.contract import Locator, OpenContext, SupportsLocalPath, SupportsManifest, SupportsWorkdir
+from ari_core.contract import CHUNK, Locator, OpenContext, SupportsLocalPath, SupportsManifest, SupportsWorkdir
 from ari_core.errors import (
     AccessDenied,
     AlreadyExists,
@@ -256,14 +258,16 @@ def test_the_same_bundle_in_other_bytes_is_the_same(tmp_path):
 
 
 def test_a_damaged_copy_does_not_pass_for_the_bundle(tmp_path):
-    damaged = bytearray(repacked(ONE).archive)
-    damaged[len(damaged) // 2] ^= 1
+    bundle = make_bundle(8 * CHUNK)
+    damaged = bytearray(bundle.archive)
+    damaged[-CHUNK] ^= 1
     (tmp_path / "bundle.tar.gz").write_bytes(damaged)
+    assert store(tmp_path).manifest(Locator(str(tmp_path / "bundle.tar.gz"))) == bundle.manifest
     with pytest.raises(AlreadyExists, match="does not verify"):
-        put(store(tmp_path), ONE)
+        put(store(tmp_path), bundle)
     assert (tmp_path / "bundle.tar.gz").read_bytes() == damaged
-    assert put(store(tmp_path, replace=True), ONE)[1]
-    assert holds(tmp_path, ONE)
+    assert put(store(tmp_path, replace=True), bundle)[1]
+    assert holds(tmp_path, bundle)
 
 
 def test_another_bundle_is_refused_before_anything_is_read(tmp_path):
@@ -519,19 +523,63 @@ def test_of_many_different_bundles_one_gets_the_place(tmp_path):
 
 def test_bundles_that_replace_each_other_at_once_are_all_kept(tmp_path):
     """Each one that gives way is the one that is kept, even if it came after the first look."""
-    bundles = [make_bundle(seed=seed) for seed in range(10)]
-    place = Locator(str(tmp_path / "bundle.tar.gz"))
+    place = put(store(tmp_path), ONE)[0].locator
+    bundles = [make_bundle(seed=seed) for seed in range(10, 20)]
     together(*[lambda bundle=bundle: put(store(tmp_path), bundle, previous=place) for bundle in bundles])
+    bundles.append(ONE)
     there = {hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in names(tmp_path)}
     assert {bundle.archive_sha256 for bundle in bundles} <= there
     assert len(names(tmp_path)) == len(bundles) + 1
 
 
 def test_without_locks_there_is_still_only_one_creator(tmp_path):
-    with mock.patch.object(local_tarball.fcntl, "flock", side_effect=OSError(errno.ENOLCK, "no locks")):
+    with mock.patch.object(fcntl, "flock", side_effect=OSError(errno.ENOLCK, "no locks")):
         results = together(*[lambda: put(store(tmp_path), ONE)[1]] * 10)
     assert results.count(True) == 1
     assert holds(tmp_path, ONE)
+
+
+def test_whoever_waited_for_a_lock_that_went_away_takes_the_next_one(tmp_path):
+    lock, flock, calls = tmp_path / ".ari-staging-lock", fcntl.flock, []
+
+    def slow(fd, how):
+        calls.append(fd)
+        if len(calls) == 1:  # while it waited, its holder removed the file, and somebody made another one
+            lock.unlink()
+            lock.touch()
+        flock(fd, how)
+
+    with mock.patch.object(fcntl, "flock", slow), local_tarball._locked(tmp_path):
+        other = os.open(lock, os.O_RDWR)
+        with pytest.raises(BlockingIOError):
+            flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(other)
+    assert names(tmp_path) == []
+
+
+def test_a_fifo_that_takes_the_files_place_is_not_waited_for(tmp_path):
+    path = tmp_path / "bundle.tar.gz"
+    path.write_bytes(ONE.archive)
+
+    def swap(file, real=local_tarball._regular):
+        found = real(file)
+        if path.is_file():
+            path.unlink()
+            os.mkfifo(path)
+        return found
+
+    opened = []
+
+    def read():
+        with pytest.raises(Unsupported), store(None).open(Locator(str(path))):
+            pass
+        opened.append(True)
+
+    reader = threading.Thread(target=read, daemon=True)
+    with mock.patch.object(local_tarball, "_regular", swap):
+        reader.start()
+        reader.join(10)
+    assert opened, "it waits for a writer"
 
 
 # -- crashes

@@ -1,5 +1,6 @@
 """Wrappers: each passes the conformance suite, and does what it is for."""
 
+import threading
 from contextlib import contextmanager
 
 import pytest
@@ -25,7 +26,15 @@ from ari_core.errors import (
     ReadOnly,
     Unavailable,
 )
-from ari_core.wrappers import Fault, FaultyBackend, ReadOnlyBackend, RetryBackend, RetryPolicy, Wrapper
+from ari_core.wrappers import (
+    DeadlineBackend,
+    Fault,
+    FaultyBackend,
+    ReadOnlyBackend,
+    RetryBackend,
+    RetryPolicy,
+    Wrapper,
+)
 
 DOWN = Unavailable("down")
 METHODS = ("resolve", "stat", "open", "probe", "put", "raise_visibility", "delete", "list")
@@ -99,6 +108,16 @@ class TestRetry(MemoryHooks, BackendContract):
     @pytest.fixture
     def backend(self):
         return flaky(MemoryBackend())
+
+
+class TestDeadline(MemoryHooks, BackendContract):
+    """Within the deadline, nothing is different."""
+
+    reopen = rewrapped(lambda inner: DeadlineBackend(inner, 60.0))
+
+    @pytest.fixture
+    def backend(self):
+        return DeadlineBackend(MemoryBackend(), 60.0)
 
 
 class TestReadOnly(MemoryHooks, BackendContract):
@@ -216,7 +235,7 @@ def test_a_cut_stream_goes_on_where_it_was_cut(ranges):
 
 
 def test_a_long_stream_survives_many_cuts_as_long_as_it_moves():
-    cuts = [Fault("read", n + 1, at=n * CHUNK) for n in range(1, 8)]
+    cuts = [Fault("read", n, at=n * CHUNK) for n in range(1, 8)]
     backend = retrying(MemoryBackend(), *cuts, tries=2)
     assert read_all(backend, stored(backend)) == BIG.archive
 
@@ -334,6 +353,28 @@ def test_read_only_refuses_every_write_and_changes_nothing():
     assert [artifact for artifact, _ in backend.list()] == [before]
     assert backend.optional(SupportsOwners) is None
     assert backend.optional(SupportsManifest).manifest(locator) == BIG.manifest
+
+
+# -- not waiting for ever
+
+
+@pytest.mark.parametrize("method", ["resolve", "stat", "probe", "open"])
+def test_a_backend_that_does_not_answer_is_given_up(method):
+    over = threading.Event()
+    inner = FaultyBackend(MemoryBackend(), [Fault(method, wait=lambda: over.wait(60))])
+    backend = DeadlineBackend(inner, 0.05)
+    locator = stored(backend)
+    calls = {
+        "resolve": lambda: backend.resolve(backend.ref(locator)),
+        "stat": lambda: backend.stat(locator),
+        "probe": backend.probe,
+        "open": lambda: read_all(backend, locator),
+    }
+    try:
+        with pytest.raises(Unavailable, match="did not answer"):
+            calls[method]()
+    finally:
+        over.set()
 
 
 # -- failing on order

@@ -310,12 +310,12 @@ def test_folders_that_lead_into_each_other_are_refused(checkpoint):
 
 def test_links_that_multiply_folders_are_stopped(checkpoint):
     folder = checkpoint({"a": ""})
-    for level in range(30):
+    for level in range(12):
         place = folder / "ear" / f"level{level}"
         place.mkdir()
         for name in ("one", "two"):
             (place / name).symlink_to(f"../level{level + 1}")
-    (folder / "ear" / "level30").mkdir()
+    (folder / "ear" / "level12").mkdir()
     with pytest.raises(CurationError, match=r"lead to more than 500 folders.*ARI_LIMIT_FILES"):
         curate(folder, limits=Limits(files=500))
 

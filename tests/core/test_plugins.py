@@ -72,7 +72,7 @@ def test_nobody_comes_before_the_built_in_ones(packages):
 def test_a_second_copy_of_a_package_further_down_the_path_is_not_loaded(packages, tmp_path):
     packages.offering("shelves", "shelf")
     older = Packages(tmp_path / "older")
-    older.package("Shelves", "raise RuntimeError", version="0.5")
+    older.package("Shelves", "raise RuntimeError", version="0.5", entry="its-old-entry")
     from importlib import metadata
 
     loaded = load_plugins(metadata.distributions(path=[str(packages.folder), str(older.folder)]), {})

@@ -29,6 +29,7 @@ from ari_core.settings import (
     open_for_ref,
     parse_options,
 )
+from ari_core.yamlfile import read_yaml, validate
 
 SECRET = "hunter2-hunter2"  # noqa: S105 - what must never be shown
 
@@ -45,7 +46,7 @@ class Shelf(Backend):
         wood: Literal["oak", "pine"] = "pine"
         closed: bool = False
         token: SecretStr | None = None
-        pin: Annotated[SecretStr, Field(min_length=4)] = SecretStr("0000")
+        pin: Annotated[SecretStr, Field(min_length=4, max_length=40)] = SecretStr("0000")
 
         @field_validator("pin")
         @classmethod
@@ -226,9 +227,10 @@ def test_a_model_that_forgot_to_forbid_unknown_keys_still_does():
     [
         {"pin": SECRET},  # the validator's own message holds it
         {"pin": SECRET[:3]},  # too short
+        {"pin": SECRET * 10},  # too long to be shown whole
         {"wood": "oak", "token": SECRET},  # and that of the whole model
     ],
-    ids=["validator", "constraint", "model"],
+    ids=["validator", "too short", "too long", "model"],
 )
 def test_a_secret_is_never_in_an_error(options):
     error = error_of(load_settings, Shelf, options=options)
@@ -312,6 +314,19 @@ def test_a_bad_file_is_one_line_with_its_place(config, text, says):
     assert isinstance(error, ConfigurationError)
     assert error.message.startswith(environment["ARI_CONFIG"])
     assert says in error.message
+
+
+def test_a_misspelling_is_named_before_what_it_makes_missing(tmp_path):
+    class Plank(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+        length: int
+
+    class Shop(BaseModel):
+        shelf: dict[str, Plank]
+
+    (tmp_path / "shop.yaml").write_text("shelf:\n  top:\n    lenght: 3\n")
+    error = error_of(validate, Shop, read_yaml(tmp_path / "shop.yaml", 1000))
+    assert error.message.endswith("line 3: unknown key 'lenght'; did you mean 'length'?")
 
 
 def test_a_file_that_is_not_utf8(config, tmp_path):

@@ -2,13 +2,13 @@
 
 How to write an example that is carried out:
 
-- ```` ```console ````: a line that starts with ``$ `` is a command, lines with ``> `` continue it, what follows is all it
-  prints. ``…`` stands for anything in a line, alone for any lines. A command must succeed, unless ``$ echo $?`` comes
-  next and shows its status.
-- ```` ```python ````: a program of its own. If it prints, ``<!-- output -->`` and a ```` ```text ```` block follow.
-- ```` ```yaml ````: starts with a comment that names its file; it is checked and saved there, for what follows.
-- ```` ```json ````: a manifest, a record, or the canonical form of a file list.
-- anything else, or what cannot be carried out here, stands behind ``<!-- not run: reason -->``.
+- ``console``: a line that starts with ``$ `` is a command, lines with ``> `` continue it, what follows is all it
+  prints. ``…`` stands for anything in a line, alone for any lines. A command must succeed, unless ``$ echo $?``
+  comes next and shows its status.
+- ``python``: a program of its own. If it prints, ``<!-- output -->`` and a block ``text`` follow.
+- ``yaml``: starts with a comment that names its file; it is checked and saved there, for what follows.
+- ``json``: a manifest, a record, or the canonical form of a file list.
+- Anything else, or what cannot be carried out here, stands behind ``<!-- not run: reason -->``.
 
 All of it happens in ``/home/ada``: that is how the documents spell the temporary home folder of the shell.
 """
@@ -83,7 +83,7 @@ def blocks_of(document):
             current.text += line + "\n"
         else:
             assert "```" not in line, f"line {number}: a fence must start its line"
-            mark = line.strip() if line.strip() else mark
+            mark = line.strip() or mark
     assert current is None, f"the block of line {current and current.line} has no end"
     return blocks
 
@@ -230,7 +230,9 @@ def session(steps, home):
             difference = difflib.ndiff(step.expected, printed.splitlines())
             problems.append(f"line {step.line}: {step.command}\n" + "\n".join(difference))
         elif status != "0" and after != "echo $?":
-            problems.append(f"line {step.line}: {step.command}: exit status {status}, and the document does not show it")
+            problems.append(
+                f"line {step.line}: {step.command}: exit status {status}, and the document does not show it"
+            )
     return problems
 
 
@@ -260,7 +262,7 @@ def test_examples(document, home):
     assert not problems, f"{document}\n" + "\n\n".join(problems)
 
 
-# -- links -----------------------------------------------------------------------------------------------------------
+# -- links --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("document", LINKING)
@@ -283,7 +285,7 @@ def anchors(file):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-# -- what the commands themselves show -------------------------------------------------------------------------------
+# -- what the commands themselves show ----------------------------------------------------------------------------
 
 
 def commands(group, above=("ari",)):

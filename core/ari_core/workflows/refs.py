@@ -30,7 +30,7 @@ from ari_core.errors import (
 from ari_core.limits import Limits
 from ari_core.manifest import parse_manifest
 from ari_core.names import BUNDLE_NAME, MANIFEST_NAME, RECORD_NAME, quoted
-from ari_core.streams import ByteSource, ReadStream
+from ari_core.streams import ByteSource, ReadStream, deadline
 from ari_core.verification import Report
 from ari_core.workflows.checkpoint import PUBLISHED
 
@@ -210,11 +210,10 @@ def _open_record(
 def _open_remote(ref: str, expected: Expected, options: Mapping[str, str], stack: ExitStack) -> Opened:
     from ari_core.plugins import load_plugins  # noqa: PLC0415 - a local file needs no plugin
     from ari_core.settings import open_for_ref  # noqa: PLC0415
-    from ari_core.wrappers import RetryBackend  # noqa: PLC0415
+    from ari_core.wrappers import DeadlineBackend, RetryBackend  # noqa: PLC0415
 
-    backend: Backend = RetryBackend(
-        open_for_ref(ref, options=options, context=OpenContext(), plugins=load_plugins())
-    )
+    found = open_for_ref(ref, options=options, context=OpenContext(), plugins=load_plugins())
+    backend: Backend = RetryBackend(DeadlineBackend(found, deadline()))
     stack.callback(backend.close)
     locator = backend.resolve(ref)
     artifact = backend.stat(locator)

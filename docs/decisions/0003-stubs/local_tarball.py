@@ -44,7 +44,7 @@ class LocalTarball(Backend):
     """Keeps nobody out and no level: promoting is only noted in the record."""
 
     name = "local-tarball"
-    capabilities = Capabilities(put=True, delete="yes", ranges=True, exclusive_create=True)
+    capabilities = Capabilities(put=True, delete="yes", list="immediate", ranges=True, exclusive_create=True)
     Settings = TarballSettings
     settings: TarballSettings
     disk: Disk
@@ -96,6 +96,11 @@ class LocalTarball(Backend):
     def _delete(self, locator: Locator) -> None:
         Path(locator).with_name(MANIFEST_NAME).unlink(missing_ok=True)
         Path(locator).unlink(missing_ok=True)
+
+    def _list(self, after: str | None) -> Iterator[tuple[Artifact, str]]:
+        for path in sorted(self.workdir().glob("bundle*.tar.gz")):  # the cursor is the name, in order of names
+            if path.name > (after or ""):
+                yield self._stat(Locator(str(path))), path.name
 
     def _translate(self, error: Exception) -> BackendError | None:
         match error:

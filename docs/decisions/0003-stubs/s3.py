@@ -1,6 +1,6 @@
 """`s3` on the contract: the stored layout in a bucket, with all 64 digits in the key; reads any other key too.
 
-A locator is ``BUCKET/PREFIX/artifacts/DIGEST/``, there exactly if its ``meta.json`` is, or ``BUCKET/KEY#ETAG``: any
+A locator is ``BUCKET/PREFIX/artifacts/DIGEST/``, there exactly if its ``meta.json`` is; or ``BUCKET/KEY#ETAG``: an
 object as it was when resolved. A key of the layout can only be overwritten by identical bytes.
 """
 
@@ -45,7 +45,7 @@ class Client(Protocol):
     def keys(self, prefix: str, after: str = "") -> Iterator[tuple[str, int]]: ...  # sorted, 1000 a request
     def upload(self, key: str) -> AbstractContextManager[Upload]: ...
     def presign(self, key: str, ttl: float) -> str: ...
-    def promises(self, *, race: bool) -> set[str]: ...  # kept in the store; found out by racing writers, if allowed
+    def promises(self, *, race: bool) -> set[str]: ...  # kept in the store, once writers have raced
     def new_meta(self, source: Source, new: NewArtifact) -> bytes: ...
     def artifact(self, meta: bytes, locator: str) -> Artifact: ...
     def raised(self, meta: bytes, level: Visibility) -> bytes: ...
@@ -84,7 +84,7 @@ class S3(Backend):
         key = ref.removeprefix("s3://")
         if not key.endswith("/"):
             return Locator(f"{key}#{self.client.head(key)[1]}")
-        found = {each.rpartition("/")[0] for each, _ in self.client.keys(key.removesuffix("/"))}  # a prefix: the one
+        found = {each.rpartition("/")[0] for each, _ in self.client.keys(key.removesuffix("/"))}  # ID is a prefix
         if len(found) != 1:
             raise NotFound(f"there is not exactly one artifact {ref}")
         return Locator(f"{found.pop()}/")

@@ -1,10 +1,9 @@
-"""`zenodo` on the contract: a draft while staged, a published version with a DOI when public.
+"""`zenodo` on the contract: a draft while staged, a version of a record, with its DOI, when public.
 
-A locator is ``HOST/RECORD``: the record id of one version, known as soon as its draft exists and never reused. The
-draft's files can be replaced, a published version's cannot.
+A locator is ``HOST/NUMBER``: the id of one version, known as soon as its draft exists, never used again.
 """
 
-# ruff: noqa: INP001, ARG002, D102 - a folder of sketches; the contract says what methods take and do
+# ruff: noqa: INP001, D102 - a folder of sketches; the contract says what methods do
 
 from __future__ import annotations
 
@@ -16,48 +15,40 @@ from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, SecretStr
 
-from ari_core.contract import (
-    CHUNK,
-    Artifact,
-    Backend,
-    Capabilities,
-    Locator,
-    NewArtifact,
-    ReadStream,
-    Source,
-    Visibility,
-)
-from ari_core.errors import AlreadyExists, IntegrityError, NotFound, Unavailable, Unsupported
+from ari_core.contract import Artifact, Backend, Capabilities, Locator, NewArtifact, ReadStream, Source, Visibility
+from ari_core.errors import AlreadyExists, NotFound, Unavailable, Unsupported
 from ari_core.names import BUNDLE_NAME, MANIFEST_NAME
+from ari_core.streams import CHUNK
+
+PREFIXES = {"https://zenodo.org": "10.5281", "https://sandbox.zenodo.org": "10.5072"}
 
 
 @dataclass(frozen=True)
 class Record:
-    """What is read of a draft or a version; the two digests from its metadata, where a put wrote them."""
+    """What is read of a draft or a version. The digests are metadata that a put writes last."""
 
-    id: str
-    concept: str
+    locator: Locator
     published: bool
     archive_sha256: str | None = None
     bundle_sha256: str | None = None
-    size: int | None = None  # of the bundle's file, once it is completed
+    size: int | None = None  # of the bundle's file, once that is completed
     md5: str | None = None
 
 
 class Api(Protocol):
-    """What is used of the HTTP API: one method is one request, with time limits, no cookies, rate limits obeyed."""
+    """What is used of the HTTP API: time limits, no cookies, rate limits obeyed, the token to its host only."""
 
-    def record(self, number: str) -> Record | None: ...  # a concept redirects to its latest version; None: 404, 410
-    def draft(self, number: str) -> Record | None: ...
-    def create(self, metadata: Mapping[str, object]) -> Record: ...
-    def new_version(self, number: str) -> Record: ...  # the open draft again, if there is one
-    def my_drafts(self, marker: str) -> list[Record]: ...  # a search, whose index lags
-    def describe(self, number: str, metadata: Mapping[str, object]) -> list[str]: ...  # what publishing will refuse
-    def send(self, number: str, name: str, size: int, content: Iterator[bytes]) -> None: ...
-    def reserve_doi(self, number: str) -> None: ...
-    def publish(self, number: str) -> None: ...
-    def discard(self, number: str) -> None: ...  # absent is fine
-    def get(self, number: str, *, draft: bool, start: int) -> AbstractContextManager[ReadStream]: ...
+    def record(self, locator: str) -> Record | None: ...  # a concept leads to its latest version; None: 404 or 410
+    def draft(self, locator: str) -> Record | None: ...  # without the token: AccessDenied, never "absent"
+    def create(self) -> Record: ...
+    def new_version(self, locator: str) -> Record: ...  # the open draft again, if there is one
+    def my_drafts(self, marker: str) -> list[Record]: ...  # a search: its index lags
+    def describe(self, locator: str, metadata: Mapping[str, object]) -> list[str]: ...  # says what is not valid
+    def reserve_doi(self, locator: str) -> None: ...  # "there is one already" is fine
+    def send(self, locator: str, name: str, content: Iterator[bytes], size: int) -> str: ...  # the MD5 it has
+    def publish(self, locator: str) -> None: ...
+    def discard(self, locator: str) -> None: ...  # absent is fine
+    def get(self, record: Record, start: int) -> AbstractContextManager[ReadStream]: ...
 
 
 class ZenodoSettings(BaseModel):
@@ -69,12 +60,12 @@ class ZenodoSettings(BaseModel):
 
 
 class Zenodo(Backend):
-    """Enforces what it records: a draft is its owner's alone. Two writers at once make two drafts."""
+    """A draft is its owner's alone, so levels are enforced. Two writers at once make two drafts."""
 
     name = "zenodo"
     capabilities = Capabilities(
-        put=True, delete="unpublished", ranges=True, visibility="enforced",
-        levels=frozenset({Visibility.STAGED, Visibility.PUBLIC}), stores_meta=False,
+        put=True, delete="unpublished", ranges=True,
+        visibility="enforced", levels=frozenset({Visibility.STAGED, Visibility.PUBLIC}),
     )  # fmt: skip
     Settings = ZenodoSettings
     settings: ZenodoSettings
@@ -82,103 +73,94 @@ class Zenodo(Backend):
     api: Api
 
     def _resolve(self, ref: str) -> Locator:
-        # A DOI, a concept's DOI, a record URL: the number at the end. Asking pins a concept to its latest version.
-        number = ref.rstrip("/").rpartition("zenodo." if "zenodo." in ref else "/")[2]
-        return Locator(f"{self.settings.base_url}/{self._record(number).id}")
+        # A DOI or a record's URL, each with the number last. A concept's is pinned to its latest version here.
+        host = next((host for host, prefix in PREFIXES.items() if f"{prefix}/" in ref), self.settings.base_url)
+        return self._find(f"{host}/{ref.rstrip('/').replace('.', '/').rpartition('/')[2]}").locator
 
     def _ref(self, locator: Locator) -> str:
-        return f"doi:10.5281/zenodo.{_number(locator)}"  # the same before and after publishing
+        host, _, number = locator.rpartition("/")  # the same before and after publishing: it stands in the paper
+        return f"doi:{PREFIXES[host]}/zenodo.{number}" if host in PREFIXES else f"{host}/records/{number}"
 
-    def _record(self, number: str) -> Record:
-        # Absent is what is neither published nor a draft: both answered 404 (or 410) with the API's own JSON.
-        found = self.api.record(number) or self.api.draft(number)
-        if found is None:
-            raise NotFound(f"there is no record {number}", hint="a draft is visible with its owner's token only")
-        return found
+    def _find(self, locator: str) -> Record:
+        if found := self.api.record(locator) or self.api.draft(locator):
+            return found
+        raise NotFound(f"there is no record {locator}")  # certain: both said so, in the API's own words
 
     def _stat(self, locator: Locator) -> Artifact:
-        found = self._record(_number(locator))
-        if found.size is None:  # a draft without a completed bundle: reserved, and nothing there yet
-            raise NotFound("nothing is stored in this draft yet")
+        found = self._find(locator)
+        if found.size is None or not (found.published or found.bundle_sha256):
+            raise NotFound("this draft holds no bundle yet")
         level = Visibility.PUBLIC if found.published else Visibility.STAGED
         return Artifact(locator, found.size, found.archive_sha256, found.bundle_sha256, level)
 
     @contextmanager
     def _open(self, locator: Locator, offset: int) -> Iterator[ReadStream]:
-        record = self._record(_number(locator))  # a published file has another address than a draft's
-        with self.api.get(record.id, draft=not record.published, start=offset) as stream:
+        with self.api.get(self._find(locator), offset) as stream:  # 200 instead of 206: skips by itself
             yield stream
 
     def _put(
         self, source: Source, new: NewArtifact, resume: Locator | None, on_reserved: Callable[[Locator], None]
     ) -> tuple[Artifact, bool]:
         record = self._place(source, new, resume)
-        locator = Locator(f"{self.settings.base_url}/{record.id}")
-        on_reserved(locator)  # noted before any byte is sent; a crash before it leaves a draft that the marker finds
-        if record.bundle_sha256 == source.bundle_sha256 and record.size is not None:
-            return self._stat(locator), False  # unchanged: nothing is done
-        if problems := self.api.describe(record.id, _metadata(source, new)):  # before the long upload
-            raise Unsupported(f"the repository would refuse: {problems[0]}")
-        self.api.reserve_doi(record.id)  # "there is one already" is fine
-        digest = hashlib.md5(usedforsecurity=False)
-        with source.open() as stream:
-            self.api.send(record.id, BUNDLE_NAME, source.size, _hashed(stream, digest.update))
-        self.api.send(record.id, MANIFEST_NAME, len(source.manifest), iter([source.manifest]))
-        # Commit point: the completed file. When the source fails it is not completed, and stat finds nothing; the
-        # draft stays for a resume, and `delete` takes it as a locator like any other.
-        if self._record(record.id).md5 != digest.hexdigest():
-            raise IntegrityError("the repository holds other bytes than were sent")
+        locator = record.locator
+        if record.bundle_sha256 == source.bundle_sha256:
+            return self._stat(locator), False  # unchanged, perhaps packed by another encoder: nothing is done
+        on_reserved(locator)  # before any byte; what a crash before this line leaves, the marker finds
+        intent = {**new.description, "marker": source.bundle_sha256}  # no digests of content yet
+        if problems := self.api.describe(locator, intent):  # known before the long upload
+            raise Unsupported(f"the repository would refuse to publish this: {problems[0]}")
+        self.api.reserve_doi(locator)
+        md5 = hashlib.md5(usedforsecurity=False)
+        with source.open() as stream:  # a source that fails leaves an uncompleted file: stat finds nothing
+            has = self.api.send(locator, BUNDLE_NAME, _hashing(stream, md5.update), source.size)
+        if has != md5.hexdigest():
+            raise Unavailable("the repository received other bytes than were sent")
+        self.api.send(locator, MANIFEST_NAME, iter([source.manifest]), len(source.manifest))
+        digests = {"archive_sha256": source.archive_sha256, "bundle_sha256": source.bundle_sha256}
+        self.api.describe(locator, {**intent, **digests})  # commit point
         return self._stat(locator), True
 
     def _place(self, source: Source, new: NewArtifact, resume: Locator | None) -> Record:
-        # Looking costs a few requests, creating twice costs an orphan; so every way to an existing draft first.
-        if resume and (found := self.api.record(_number(resume)) or self.api.draft(_number(resume))):
-            return found
-        if new.previous and (last := self.api.record(_number(new.previous)) or self.api.draft(_number(new.previous))):
-            if last.bundle_sha256 == source.bundle_sha256:
-                return last
-            if last.published:
-                return self.api.new_version(last.id)  # of the same concept
-            raise AlreadyExists("the draft holds another bundle", hint="delete it, or let this one replace it")
+        # What is known first, the search after, a new record last: creating blindly leaves orphans.
+        for known in filter(None, (resume, new.previous)):
+            if not known.startswith(f"{self.settings.base_url}/"):
+                continue  # of another repository, where this checkpoint published before
+            found = self.api.record(known) or self.api.draft(known)
+            if found and (found.bundle_sha256 in {source.bundle_sha256, None} and not found.published):
+                return found  # what an interrupted put left, or this very bundle
+            if found and found.published:
+                return found if found.bundle_sha256 == source.bundle_sha256 else self.api.new_version(known)
+            if found:
+                raise AlreadyExists("the draft holds another bundle", hint="delete it, or let it be replaced")
         drafts = self.api.my_drafts(source.bundle_sha256)
-        return drafts[0] if drafts else self.api.create(_metadata(source, new))
+        return drafts[0] if drafts else self.api.create()
 
     def _raise_visibility(self, locator: Locator, target: Visibility) -> Visibility:
-        # One way only, and the repository lets one of several callers do it. Never repeated blindly: look first,
-        # and after any failure look again.
-        if target is Visibility.STAGED or self._record(_number(locator)).published:
-            return self._stat(locator).visibility or target
-        try:
-            self.api.publish(_number(locator))
-        except Unavailable:
-            if not self._record(_number(locator)).published:
-                raise
-        return Visibility.PUBLIC
+        # Publishing goes one way, and of racing callers the repository lets one through. Look before, and after a
+        # failure look again: the retry around this looks first, too, so nothing is published blindly twice.
+        if target is Visibility.PUBLIC and not self._find(locator).published:
+            try:
+                self.api.publish(locator)
+            except Unavailable:
+                if not self._find(locator).published:
+                    raise
+        return self._stat(locator).visibility or target
 
     def _delete(self, locator: Locator) -> None:
-        if self.api.record(_number(locator)):
-            raise Unsupported("a published version stays", hint="ask the repository's support")
-        self.api.discard(_number(locator))
+        if self.api.record(locator):
+            raise Unsupported("a published version stays")
+        self.api.discard(locator)  # also one that was only reserved
 
     def reader_options(self) -> Mapping[str, str]:
-        """Names the repository, where a DOI does not."""
-        return {} if self.settings.base_url == "https://zenodo.org" else {"base_url": self.settings.base_url}
+        """Names the repository, where no DOI does."""
+        return {} if self.settings.base_url in PREFIXES else {"base_url": self.settings.base_url}
 
     def provider_checksum(self, locator: Locator) -> tuple[str, str]:
-        """Returns the MD5 that the repository computed."""
-        return "md5", self._record(_number(locator)).md5 or ""
+        """Returns the repository's MD5."""
+        return "md5", self._find(locator).md5 or ""
 
 
-def _number(locator: Locator) -> str:
-    return locator.rpartition("/")[2]
-
-
-def _hashed(stream: ReadStream, update: Callable[[bytes], None]) -> Iterator[bytes]:
+def _hashing(stream: ReadStream, update: Callable[[bytes], None]) -> Iterator[bytes]:
     while data := stream.read(CHUNK):
         update(data)
         yield data
-
-
-def _metadata(source: Source, new: NewArtifact) -> dict[str, object]:
-    marker = {"archive_sha256": source.archive_sha256, "bundle_sha256": source.bundle_sha256}
-    return {**new.description, "marker": marker}  # creators and related works need more than text

@@ -1,0 +1,76 @@
+"""A plugin runs with the user's rights, yet cannot make core hand out anything that does not verify (row F5)."""
+
+import os
+
+import pytest
+from support.bundles import contents, make_bundle
+from support.evil import SPEC, Evil
+
+from ari_core import clone, plugins, verify, wrappers
+from ari_core.errors import AriError
+from ari_core.plugins import LoadedPlugins, Plugin
+from ari_core.wrappers import RetryBackend, RetryPolicy
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    honest = plugins.load_plugins().plugins
+    loaded = LoadedPlugins((*honest, Plugin("evil:evil", "evil", "1", "evil", "ok", None, (SPEC,))))
+    monkeypatch.setattr(plugins, "load_plugins", lambda *_: loaded)
+    monkeypatch.setenv("ARI_DEADLINE", "1")
+    monkeypatch.setattr(wrappers, "RetryBackend", lambda inner: RetryBackend(inner, RetryPolicy(tries=1)))
+    Evil.forever.clear()
+    manifest = make_bundle(tmp_path / "b.tar.gz", {"a": os.urandom(300_000), "b": b"b"})
+    Evil.bundle = (tmp_path / "b.tar.gz").read_bytes()
+    make_bundle(tmp_path / "other.tar.gz", {"a": b"other"})
+    Evil.other = (tmp_path / "other.tar.gz").read_bytes()
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    yield folder, manifest
+    Evil.forever.set()
+
+
+def test_the_honest_case_works(here):
+    folder, manifest = here
+    assert clone("evil://honest", "out", expect_sha256=manifest.bundle_sha256).anchored_by == "paper"
+    assert contents(folder / "out").keys() == {"a", "b", "manifest.lock"}
+
+
+@pytest.mark.parametrize(
+    ("how", "status"),
+    [
+        ("wrong", 1),
+        ("other", 5),
+        ("short", 5),
+        ("long", 1),
+        ("verified", 1),
+        ("path", 1),
+        ("text", 70),
+        ("none", 70),
+        ("too-much", 70),
+        ("no-artifact", 70),
+        ("raises", 70),
+        ("raises-reading", 70),
+        ("exits", 70),
+        ("hangs", 5),
+        ("hangs-reading", 5),
+    ],
+)
+def test_whatever_a_plugin_does_nothing_unverified_comes_out(here, how, status):
+    folder, manifest = here
+    if how == "path":  # a locator of its own choosing is only ever handed back to it
+        assert clone("evil://path", "out", expect_sha256=manifest.bundle_sha256)
+        return
+    with pytest.raises(AriError) as caught:
+        clone(f"evil://{how}", "out", expect_sha256=manifest.bundle_sha256)
+    assert caught.value.exit_code == status, caught.value
+    assert caught.value.message.isprintable()
+    assert os.listdir(folder) == []
+
+
+def test_others_are_not_affected(here, tmp_path):
+    _, manifest = here
+    with pytest.raises(AriError):
+        verify("evil://raises")
+    assert verify(str(tmp_path / "b.tar.gz"), expect_sha256=manifest.bundle_sha256).ok
