@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
-from ari_core.bundle.gunzip import open_tar
+from ari_core.bundle.gunzip import tar_chunks
 from ari_core.bundle.untar import Member, TarReader
 from ari_core.errors import (
     ArchiveRefusedError,
@@ -225,10 +225,14 @@ class _Reading:
 
     @contextmanager
     def open(self) -> Iterator[TarReader]:
-        with self._source.open() as stream:
-            self._form, chunks = open_tar(stream, self._on_read)
-            with ReadAhead(chunks) as ahead:
-                yield TarReader(ahead, self._limits)
+        with (
+            self._source.open() as stream,
+            ReadAhead(tar_chunks(stream, self._on_read, self._on_form)) as chunks,
+        ):
+            yield TarReader(chunks, self._limits)
+
+    def _on_form(self, form: str) -> None:
+        self._form = form
 
     def _on_read(self, data: bytes) -> None:
         self._digest.update(data)

@@ -34,18 +34,21 @@ _LOOKS_LIKE: Final = (
 )
 
 
-def open_tar(stream: ReadStream, on_read: Callable[[bytes], None]) -> tuple[str, Iterator[bytes]]:
-    """Finds out what a stream holds and unpacks it.
+def tar_chunks(
+    stream: ReadStream, on_read: Callable[[bytes], None], on_form: Callable[[str], None]
+) -> Iterator[bytes]:
+    """Finds out what a stream holds and unpacks it. Reads nothing before the first chunk is asked for.
 
     Args:
         stream: The archive from its first byte.
         on_read: Sees every byte of the stream exactly as it was read, in order.
+        on_form: Told the form, ``"tar.gz"`` or ``"tar"``, before the first chunk.
 
-    Returns:
-        The form, ``"tar.gz"`` or ``"tar"``, and the chunks of the tar archive, each at most 128 KiB.
+    Yields:
+        The tar archive in chunks of at most 128 KiB.
 
     Raises:
-        ArchiveRefusedError: It is neither; while iterating, also: gzip data is damaged, something follows.
+        ArchiveRefusedError: It is neither, the gzip data is damaged, or something follows it.
     """
     head = b""
     while len(head) < _SNIFF:
@@ -56,10 +59,13 @@ def open_tar(stream: ReadStream, on_read: Callable[[bytes], None]) -> tuple[str,
         head += data
     if head.startswith(GZIP_MAGIC):
         _check_gzip_header(head)
-        return "tar.gz", _inflate(head, stream, on_read)
-    if head[257:262] == b"ustar" or head[:_SNIFF] == bytes(_SNIFF):
-        return "tar", _copy(head, stream, on_read)
-    raise ArchiveRefusedError(f"this is not a gzip or tar archive: it {_appearance(head)}")
+        on_form("tar.gz")
+        yield from _inflate(head, stream, on_read)
+    elif head[257:262] == b"ustar" or head[:_SNIFF] == bytes(_SNIFF):
+        on_form("tar")
+        yield from _copy(head, stream, on_read)
+    else:
+        raise ArchiveRefusedError(f"this is not a gzip or tar archive: it {_appearance(head)}")
 
 
 def _appearance(head: bytes) -> str:
