@@ -59,7 +59,9 @@ _LOCK: Final = STAGING_PREFIX + "lock"
 _STAGED: Final = "bundle"
 _KEPT: Final = "kept"
 # RFC 8089, sections 2 and appendix B: file:/path, file:///path, file://localhost/path.
-_FILE_REF: Final = re.compile(r"file:(?://(?P<host>[^/?#]*)(?=/)|(?!//))(?P<path>/[^?#]*)", re.IGNORECASE | re.DOTALL)
+_FILE_REF: Final = re.compile(
+    r"file:(?://(?P<host>[^/?#]*)(?=/)|(?!//))(?P<path>/[^?#]*)", re.IGNORECASE | re.DOTALL
+)
 
 
 class LocalTarballSettings(BaseModel):
@@ -68,7 +70,6 @@ class LocalTarballSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     out: Path | None = Field(None, description="folder to store in; default: the checkpoint")
-    replace: bool = Field(default=False, description="let a bundle take the place of another one")
 
 
 class LocalTarball(Backend):
@@ -148,7 +149,7 @@ class LocalTarball(Backend):
         return _artifact(target, source.size, source.archive_sha256, source), True
 
     def _require_right_of_way(self, found: _Existing, new: NewArtifact) -> None:
-        if found.is_named_by(new.previous) or self.settings.replace:
+        if found.is_named_by(new.previous) or new.replace:
             return
         what = "another bundle" if found.report else "something that does not verify as a bundle"
         raise AlreadyExists(
@@ -383,8 +384,13 @@ class _Existing:
             return True
         return self.report is not None and self.report.bundle_sha256 == source.bundle_sha256
 
-    def is_named_by(self, locator: Locator | None) -> bool:
-        return locator is not None and _is_same(Path(locator), self.path)
+    def is_named_by(self, previous: Artifact | None) -> bool:
+        """Says whether this very bundle is `previous`: its place alone proves nothing."""
+        if previous is None or not _is_same(Path(previous.locator), self.path):
+            return False
+        if previous.archive_sha256 == self.archive_sha256:
+            return True
+        return self.report is not None and self.report.bundle_sha256 == previous.bundle_sha256
 
 
 def _artifact(target: Path, size: int, archive_sha256: str, source: Source) -> Artifact:
@@ -479,13 +485,13 @@ def _contents(path: Path, size: int) -> bytes | None:
 
 def _manifest_in(file: _File) -> bytes:
     """Reads the manifest at the head of an archive; where it is elsewhere, verifies the whole."""
-    from ari_core.bundle.gunzip import open_tar  # noqa: PLC0415 - most commands need none of it
+    from ari_core.bundle.gunzip import tar_chunks  # noqa: PLC0415 - most commands need none of it
     from ari_core.bundle.untar import TarReader  # noqa: PLC0415
     from ari_core.verification import check_archive  # noqa: PLC0415
 
     limits = Limits.from_environment()
     with file.open() as stream:
-        reader = TarReader(open_tar(stream, lambda _data: None)[1], limits)
+        reader = TarReader(tar_chunks(stream, lambda _data: None, lambda _form: None), limits)
         first = next(iter(reader), None)
         if (
             first

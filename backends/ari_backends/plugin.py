@@ -21,11 +21,13 @@ def ari_backends() -> list[BackendSpec]:
             backend="ari_backends.local_tarball:LocalTarball",
             help="one bundle.tar.gz in a folder: the checkpoint, or -o out=DIR",
             claims=local_tarball_claims,
+            api=0,
         ),
         BackendSpec(
             name="https",
             backend="ari_backends.https:Https",
             help="read a bundle from any web server",
             claims=https_claims,
+            api=0,
         ),
     ]

@@ -25,6 +25,7 @@ from typing import (
     Protocol,
     Self,
     TypeVar,
+    cast,
     final,
     runtime_checkable,
 )
@@ -42,7 +43,7 @@ from ari_core.errors import (
 from ari_core.streams import CHUNK, ReadStream
 
 if TYPE_CHECKING:
-    from datetime import datetime
+    from datetime import date, datetime
     from pathlib import Path
     from types import TracebackType
 
@@ -60,6 +61,7 @@ __all__ = [
     "Locator",
     "NewArtifact",
     "OpenContext",
+    "Owner",
     "ReadStream",
     "Source",
     "SupportsDirectUrl",
@@ -122,6 +124,9 @@ class Capabilities:
         visibility: ``recorded`` keeps the level but stops nobody, ``enforced`` refuses readers.
         levels: Levels that `Backend.raise_visibility` can reach.
         stores_meta: Keeps owner, visibility and creation time with the artifact.
+        atomic_updates: Racing changes of one artifact's levels and owners lose nothing. Without it, somebody else
+            (a registry's database) must let one through at a time.
+        embargo: Holds an artifact back until `NewArtifact.embargo` by itself.
     """
 
     put: bool = False
@@ -132,6 +137,8 @@ class Capabilities:
     visibility: Literal["none", "recorded", "enforced"] = "none"
     levels: frozenset[Visibility] = frozenset()
     stores_meta: bool = False
+    atomic_updates: bool = False
+    embargo: bool = False
 
     def beyond(self, most: Capabilities) -> tuple[str, ...]:
         """Names what is promised here and not by `most`."""
@@ -153,7 +160,7 @@ class BackendSpec:
         backend: Import string of the class, ``"package.module:Class"``.
         help: One line.
         claims: Pure function of a ref; does no I/O and never raises.
-        api: The contract's number this backend was written for.
+        api: The contract's number this backend was written for: a literal, not the installed `API`.
         extra: Requirement that installs what the backend needs (``"ari-registry[s3]"``), if its import can fail.
     """
 
@@ -161,7 +168,7 @@ class BackendSpec:
     backend: str
     help: str
     claims: Callable[[str], Claim]
-    api: int = API
+    api: int
     extra: str | None = None
 
 
@@ -183,6 +190,15 @@ class CommandGroupSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Owner:
+    """One of an artifact's owners, each with a level of their own; the effective level is the highest."""
+
+    user: str
+    visibility: Visibility = Visibility.STAGED
+    created: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Artifact:
     """What a store says about one artifact. None: not known without reading it. All are claims."""
 
@@ -191,7 +207,7 @@ class Artifact:
     archive_sha256: str | None = None
     bundle_sha256: str | None = None
     visibility: Visibility | None = None
-    owners: tuple[str, ...] | None = None
+    owners: tuple[Owner, ...] | None = None
     created: datetime | None = None
 
 
@@ -203,15 +219,20 @@ class NewArtifact:
         created: Time of publication, UTC.
         owner: Who it belongs to, for stores that serve a registry.
         wish: The visibility the author wants in the end; the artifact itself starts staged.
-        description: Free text facts for stores that show them (title, license, …).
-        previous: The artifact this checkpoint published last, which this one supersedes.
+        embargo: Day before which nobody may read it, for stores with ``embargo``.
+        description: Facts for stores that show them (title, license, creators, …), as JSON values.
+        previous: The artifact this checkpoint published last, which this one supersedes, with its digests as far as
+            they are known: the place may hold something else by now.
+        replace: The author lets this take the place of whatever is in the way.
     """
 
     created: datetime
     owner: str | None = None
     wish: Visibility | None = None
-    description: Mapping[str, str] = field(default_factory=dict)
-    previous: Locator | None = None
+    embargo: date | None = None
+    description: Mapping[str, Any] = field(default_factory=dict)
+    previous: Artifact | None = None
+    replace: bool = False
 
 
 class Source(ABC):
@@ -257,10 +278,13 @@ class OpenContext:
     Attributes:
         checkpoint: The checkpoint directory, when there is one.
         warn: Shows the user one line.
+        anonymous: The ref comes from a file that may be a stranger's (a record in a downloaded folder): use no
+            credentials, not even those that an SDK finds by itself. Core has removed secrets from the settings.
     """
 
     checkpoint: Path | None = None
     warn: Callable[[str], None] = lambda _line: None
+    anonymous: bool = False
 
 
 class Backend(ABC):
@@ -408,11 +432,14 @@ class Backend(ABC):
     ) -> tuple[Artifact, bool]:
         """Stores an archive. It starts staged, and nothing is visible before the source ended cleanly.
 
+        A name that was reserved outlives a failure: it holds nothing, `delete` takes it, `resume` goes on with it.
+
         Args:
             source: The archive; an exception while reading it means: abort, leave nothing. It passes through
                 unchanged, whatever it is.
             new: What goes with it.
-            resume: What an interrupted put of the same bundle reserved.
+            resume: What an interrupted put from this checkpoint reserved, perhaps for another bundle: the backend
+                goes on with it, or starts afresh if it is of no use.
             on_reserved: Called as soon as a durable name exists, so that the caller can note it and resume.
 
         Returns:
@@ -477,8 +504,12 @@ class Backend(ABC):
             yield from self._list(after)
 
     def optional(self, protocol: type[_P]) -> _P | None:
-        """Returns this backend as one of the optional protocols below, or None if it does not have it."""
-        return self if isinstance(self, protocol) else None
+        """Returns this backend as one of the optional protocols below, or None if it does not have it.
+
+        Calls through what is returned have their errors translated like all others. A method may raise
+        `Unsupported` for one artifact: then core does without it.
+        """
+        return cast("_P", _Optional(self)) if isinstance(self, protocol) else None
 
     def __enter__(self) -> Self:
         return self
@@ -505,8 +536,8 @@ class Backend(ABC):
         try:
             yield
         except (Exception, SystemExit) as error:
-            if source is not None and error is source.failure:
-                raise
+            if source is not None and source.failure is not None:
+                raise source.failure from None  # whatever the store or its SDK made of it
             if isinstance(error, AriError):
                 if isinstance(error, BackendError):
                     self._named(error)
@@ -561,16 +592,35 @@ class SupportsWorkdir(Protocol):
 
 @runtime_checkable
 class SupportsOwners(Protocol):
-    """Ownership, for stores that serve a registry."""
+    """Ownership, for stores that serve a registry. Each owner has a level of their own."""
 
     def claim(self, locator: Locator, user: str) -> None:
-        """Makes `user` an owner too."""
+        """Makes `user` an owner too, staged; one who is one already stays as they are."""
+
+    def raise_own(self, locator: Locator, user: str, target: Visibility) -> Visibility:
+        """Raises the level of one owner; returns the effective level of the artifact."""
 
     def disclaim(self, locator: Locator, user: str) -> None:
-        """Removes `user` from the owners."""
+        """Removes `user` from the owners. With the last one the artifact goes, in the same step."""
 
 
 # -- what stands between a backend and its caller ----------------------------------------------------------------
+
+
+class _Optional:
+    """A backend whose optional methods translate errors, as its public ones do."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._backend, name)
+
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            with self._backend._errors():  # noqa: SLF001 - one unit with Backend
+                return method(*arguments, **keywords)
+
+        return call
 
 
 class _Opened(AbstractContextManager[ReadStream]):
@@ -653,6 +703,7 @@ class WatchedSource(Source):
     @contextmanager
     def open(self) -> Iterator[ReadStream]:
         """Starts reading from the beginning."""
+        self.failure = None
         with ExitStack() as stack:
             with self._noting():
                 stream = stack.enter_context(self._inner.open())

@@ -10,7 +10,9 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from json.encoder import encode_basestring as _json_text  # what json.dumps(text, ensure_ascii=False) does, directly
+from json.encoder import (
+    encode_basestring as _json_text,  # what json.dumps(text, ensure_ascii=False) does, directly
+)
 from typing import Any, Final, NamedTuple, NoReturn
 
 from ari_core.digests import is_sha256
@@ -80,10 +82,7 @@ def bundle_digest(files: Iterable[FileEntry]) -> str:
 def render_manifest(files: Iterable[FileEntry], publish: Mapping[str, Any], excluded_count: int) -> bytes:
     """Returns the bytes of a manifest: sorted, no field that depends on time or machine."""
     entries = sorted(files)
-    lines = [
-        f'    {{"path": {_json_text(e.path)}, "sha256": "{e.sha256}", "size": {e.size}}}'
-        for e in entries
-    ]
+    lines = [f'    {{"path": {_json_text(e.path)}, "sha256": "{e.sha256}", "size": {e.size}}}' for e in entries]
     listing = "[\n" + ",\n".join(lines) + "\n  ]" if lines else "[]"
     policy = json.dumps(dict(publish), ensure_ascii=False, sort_keys=True, indent=2).replace("\n", "\n  ")
     return (

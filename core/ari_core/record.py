@@ -35,6 +35,7 @@ class Record(BaseModel):
         wish: The visibility the author wants in the end.
         encoder: Program and version that made the archive's bytes.
         options: Settings without secrets that a reader of `ref` needs.
+        settings: Settings without secrets that were given when publishing; promoting and deleting use them again.
         profile: Profile of the configuration file that was used, if one was.
         pending: What was begun and not finished: ``{backend, locator, bundle_sha256, since}``.
         copies: Further places, each ``{backend, ref, archive_sha256, timestamp, options}``.
@@ -56,6 +57,7 @@ class Record(BaseModel):
     wish: str | None = None
     encoder: str | None = None
     options: dict[str, str] = {}
+    settings: dict[str, str] = {}
     profile: str | None = None
     pending: dict[str, Any] | None = None
     copies: list[dict[str, Any]] = []

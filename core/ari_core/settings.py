@@ -220,8 +220,13 @@ def collect_settings(
     profile: Profile | None = None,
     environment: Mapping[str, str] | None = None,
     others: Iterable[str] = (),
+    *,
+    anonymous: bool = False,
 ) -> Sourced:
     """Gathers what was set for a backend, without judging the values; see `load_settings`.
+
+    With `anonymous`, secrets of the environment and of a profile are left out: only what was given with ``-o``
+    for this very call goes to a place that a stranger's file names.
 
     Raises:
         ConfigurationError: An unknown key.
@@ -230,12 +235,12 @@ def collect_settings(
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for key, value in (profile.values if profile else {}).items():
-        if profile is not None:
+        if profile is not None and not (anonymous and is_secret(cls.Settings, key)):
             values[key], sources[key] = value, profile.source_of(key)
     env = os.environ if environment is None else environment
     for key in known:
         for variable in variables_of(cls, key):
-            if env.get(variable):
+            if env.get(variable) and not (anonymous and is_secret(cls.Settings, key)):
                 values[key], sources[key] = env[variable], f"environment variable {variable}"
                 break
     for key, value in (options or {}).items():
@@ -310,7 +315,8 @@ def _open(
     environment: Mapping[str, str] | None,
 ) -> Backend:
     cls = plugins.load_class(spec)
-    sourced = collect_settings(cls, options, profile, environment, others=plugins.backends)
+    anonymous = context is not None and context.anonymous
+    sourced = collect_settings(cls, options, profile, environment, others=plugins.backends, anonymous=anonymous)
     settings = check_settings(cls, sourced)
     try:
         return cls(settings, context)

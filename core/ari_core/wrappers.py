@@ -33,7 +33,15 @@ from ari_core.contract import (
     Visibility,
     WatchedSource,
 )
-from ari_core.errors import AriError, BackendError, RateLimited, ReadOnly, Unavailable
+from ari_core.errors import (
+    AriError,
+    BackendError,
+    IntegrityError,
+    RangeError,
+    RateLimited,
+    ReadOnly,
+    Unavailable,
+)
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -281,7 +289,7 @@ class _ResumingStream:
         self, inner: Backend, locator: Locator, offset: int, patience: _Patience, stack: ExitStack
     ) -> None:
         self._inner, self._locator, self._patience, self._stack = inner, locator, patience, stack
-        self._position = self._renewed_at = offset
+        self._offset = self._position = self._renewed_at = offset
         self._stream: ReadStream | None = None
         self._trying(lambda _stream: b"")  # opens now, so that what is absent is known at once
 
@@ -299,6 +307,10 @@ class _ResumingStream:
                 if self._stream is None:
                     self._stream = self._stack.enter_context(self._inner.open(self._locator, self._position))
                 return read(self._stream)
+            except RangeError as error:
+                if self._position == self._offset:
+                    raise
+                raise IntegrityError("the artifact became shorter while it was being read") from error
             except AriError as error:
                 self._stream = None
                 with suppress(AriError):  # what closing a broken stream says is of no use

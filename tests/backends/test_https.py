@@ -133,6 +133,7 @@ def test_claims(ref, claim):
     assert https_claims(ref) == claim
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40), st.sampled_from(["", "https://", "http://", "http://[", "https://h"]))
 def test_claims_never_raises(text, start):
     assert https_claims(start + text) in set(Claim)
@@ -185,7 +186,7 @@ def test_resolve_refuses(connect, ref, says):
 
 
 @given(st.text(max_size=60))
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_resolving_again_changes_nothing(connect, text):
     backend = connect()
     with contextlib.suppress(InvalidConfiguration):

@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import hashlib
 import os
 import subprocess
 import sys
@@ -18,7 +17,15 @@ from ari_backends import local_tarball
 from ari_backends.local_tarball import LocalTarball, file_ref, path_of
 from ari_core.conformance import BackendContract, make_bundle, repacked
 from ari_core.conformance.knobs import new, read_all, together
-from ari_core.contract import CHUNK, Locator, OpenContext, SupportsLocalPath, SupportsManifest, SupportsWorkdir
+from ari_core.contract import (
+    CHUNK,
+    Artifact,
+    Locator,
+    OpenContext,
+    SupportsLocalPath,
+    SupportsManifest,
+    SupportsWorkdir,
+)
 from ari_core.errors import (
     AccessDenied,
     AlreadyExists,
@@ -182,7 +189,7 @@ def test_what_is_not_a_regular_file_is_refused_without_waiting(tmp_path, kind):
     with pytest.raises(Unsupported, match="not a regular file"):
         store(None).resolve(file_ref(str(path)))
     with pytest.raises(AlreadyExists, match="no regular file"):
-        put(store(tmp_path, replace=True), ONE)
+        put(store(tmp_path), ONE, replace=True)
     assert names(tmp_path) == ["bundle.tar.gz"]
 
 
@@ -266,7 +273,7 @@ def test_a_damaged_copy_does_not_pass_for_the_bundle(tmp_path):
     with pytest.raises(AlreadyExists, match="does not verify"):
         put(store(tmp_path), bundle)
     assert (tmp_path / "bundle.tar.gz").read_bytes() == damaged
-    assert put(store(tmp_path, replace=True), bundle)[1]
+    assert put(store(tmp_path), bundle, replace=True)[1]
     assert holds(tmp_path, bundle)
 
 
@@ -285,7 +292,7 @@ def test_another_bundle_is_refused_before_anything_is_read(tmp_path):
 
 def test_another_bundle_is_replaced_on_demand(tmp_path):
     put(store(tmp_path), ONE)
-    assert put(store(tmp_path, replace=True), TWO)[1]
+    assert put(store(tmp_path), TWO, replace=True)[1]
     assert holds(tmp_path, TWO)
     assert (tmp_path / "manifest.lock").read_bytes() == TWO.manifest
     assert names(tmp_path) == ["bundle.tar.gz", "manifest.lock"]
@@ -294,10 +301,10 @@ def test_another_bundle_is_replaced_on_demand(tmp_path):
 @pytest.mark.parametrize("replace", [False, True])
 def test_the_one_published_before_is_kept(tmp_path, replace):
     warnings = []
-    backend = store(tmp_path, warnings.append, replace=replace)
-    first = put(backend, ONE)[0].locator
-    artifact, created = put(backend, TWO, previous=first)
-    assert (artifact.locator, created) == (first, True)
+    backend = store(tmp_path, warnings.append)
+    first = put(backend, ONE)[0]
+    artifact, created = put(backend, TWO, previous=first, replace=replace)
+    assert (artifact.locator, created) == (first.locator, True)
     assert holds(tmp_path, TWO)
     assert holds(tmp_path, ONE, kept(ONE))
     assert names(tmp_path) == sorted([kept(ONE), "bundle.tar.gz", "manifest.lock"])
@@ -309,26 +316,46 @@ def test_the_one_published_before_is_kept(tmp_path, replace):
 
 def test_going_back_and_forth_keeps_each_bundle_once(tmp_path):
     backend = store(tmp_path)
-    locator = put(backend, ONE)[0].locator
+    last = put(backend, ONE)[0]
     for bundle in TWO, ONE, THREE, ONE, ONE:
-        put(backend, bundle, previous=locator)
+        last = put(backend, bundle, previous=last)[0]
     assert holds(tmp_path, ONE)
     assert names(tmp_path) == sorted([kept(ONE), kept(TWO), kept(THREE), "bundle.tar.gz", "manifest.lock"])
 
 
 def test_a_previous_one_elsewhere_gives_no_right_of_way(tmp_path):
     put(store(tmp_path / "here"), ONE)
-    there = put(store(tmp_path / "there"), ONE)[0].locator
+    there = put(store(tmp_path / "there"), ONE)[0]
     with pytest.raises(AlreadyExists):
         put(store(tmp_path / "here"), TWO, previous=there)
 
 
-def test_nothing_is_given_up_for_a_name_that_is_taken(tmp_path):
+def test_a_previous_one_that_is_no_longer_there_gives_no_right_of_way(tmp_path):
+    """The record of one checkpoint names a place where by now another author's bundle lies."""
+    backend = store(tmp_path)
+    mine = put(backend, ONE)[0]
+    put(backend, TWO, replace=True)
+    with pytest.raises(AlreadyExists):
+        put(backend, THREE, previous=mine)
+    with pytest.raises(AlreadyExists):
+        put(backend, THREE, previous=Artifact(mine.locator))
+    assert holds(tmp_path, TWO)
+
+
+def test_a_previous_one_is_known_by_its_bundle_too(tmp_path):
+    """Packed again by another encoder it is another archive, and still the bundle that was published."""
     backend = store(tmp_path)
     locator = put(backend, ONE)[0].locator
+    put(backend, TWO, previous=Artifact(locator, archive_sha256="0" * 64, bundle_sha256=ONE.bundle_sha256))
+    assert holds(tmp_path, ONE, kept(ONE))
+
+
+def test_nothing_is_given_up_for_a_name_that_is_taken(tmp_path):
+    backend = store(tmp_path)
+    first = put(backend, ONE)[0]
     (tmp_path / kept(ONE)).write_text("somebody's notes")
     with pytest.raises(AlreadyExists):
-        put(backend, TWO, previous=locator)
+        put(backend, TWO, previous=first)
     assert holds(tmp_path, ONE)
     assert (tmp_path / kept(ONE)).read_text() == "somebody's notes"
 
@@ -336,10 +363,10 @@ def test_nothing_is_given_up_for_a_name_that_is_taken(tmp_path):
 def test_a_file_system_without_hard_links_will_do(tmp_path):
     with mock.patch.object(os, "link", side_effect=OSError(errno.EPERM, "no links here")):
         backend = store(tmp_path)
-        locator = put(backend, ONE)[0].locator
+        first = put(backend, ONE)[0]
         with pytest.raises(AlreadyExists):
             put(backend, TWO)
-        put(backend, TWO, previous=locator)
+        put(backend, TWO, previous=first)
     assert holds(tmp_path, TWO)
     assert holds(tmp_path, ONE, kept(ONE))
 
@@ -348,7 +375,11 @@ def test_a_link_is_replaced_and_what_it_leads_to_is_kept(tmp_path):
     (tmp_path / "elsewhere.tgz").write_bytes(ONE.archive)
     (tmp_path / "bundle.tar.gz").symlink_to("elsewhere.tgz")
     backend = store(tmp_path)
-    put(backend, TWO, previous=Locator(str(tmp_path / "bundle.tar.gz")))
+    put(
+        backend,
+        TWO,
+        previous=Artifact(Locator(str(tmp_path / "bundle.tar.gz")), archive_sha256=ONE.archive_sha256),
+    )
     assert holds(tmp_path, TWO)
     assert not (tmp_path / "bundle.tar.gz").is_symlink()
     assert holds(tmp_path, ONE, kept(ONE))
@@ -418,7 +449,7 @@ def test_delete_of_a_damaged_bundle(tmp_path):
 
 def test_delete_of_a_kept_bundle_leaves_the_present_one(tmp_path):
     backend = store(tmp_path)
-    put(backend, TWO, previous=put(backend, ONE)[0].locator)
+    put(backend, TWO, previous=put(backend, ONE)[0])
     backend.delete(Locator(str(tmp_path / kept(ONE))))
     assert names(tmp_path) == ["bundle.tar.gz", "manifest.lock"]
     assert holds(tmp_path, TWO)
@@ -521,15 +552,22 @@ def test_of_many_different_bundles_one_gets_the_place(tmp_path):
     assert names(tmp_path) == ["bundle.tar.gz", "manifest.lock"]
 
 
-def test_bundles_that_replace_each_other_at_once_are_all_kept(tmp_path):
-    """Each one that gives way is the one that is kept, even if it came after the first look."""
-    place = put(store(tmp_path), ONE)[0].locator
+def test_of_bundles_that_replace_one_at_once_the_first_does(tmp_path):
+    """The others find another one in its place, even if it came after their first look."""
+    first = put(store(tmp_path), ONE)[0]
     bundles = [make_bundle(seed=seed) for seed in range(10, 20)]
-    together(*[lambda bundle=bundle: put(store(tmp_path), bundle, previous=place) for bundle in bundles])
-    bundles.append(ONE)
-    there = {hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in names(tmp_path)}
-    assert {bundle.archive_sha256 for bundle in bundles} <= there
-    assert len(names(tmp_path)) == len(bundles) + 1
+
+    def run(bundle):
+        try:
+            return put(store(tmp_path), bundle, previous=first)[1]
+        except AlreadyExists:
+            return False
+
+    results = together(*[lambda bundle=bundle: run(bundle) for bundle in bundles])
+    assert results.count(True) == 1
+    assert holds(tmp_path, bundles[results.index(True)])
+    assert holds(tmp_path, ONE, kept(ONE))
+    assert names(tmp_path) == sorted([kept(ONE), "bundle.tar.gz", "manifest.lock"])
 
 
 def test_without_locks_there_is_still_only_one_creator(tmp_path):
@@ -561,25 +599,28 @@ def test_a_fifo_that_takes_the_files_place_is_not_waited_for(tmp_path):
     path = tmp_path / "bundle.tar.gz"
     path.write_bytes(ONE.archive)
 
+    looks, ends = [], []
+
     def swap(file, real=local_tarball._regular):
         found = real(file)
-        if path.is_file():
+        looks.append(found)
+        if len(looks) == 2:  # stat, then the last look before opening
             path.unlink()
             os.mkfifo(path)
         return found
 
-    opened = []
-
     def read():
-        with pytest.raises(Unsupported), store(None).open(Locator(str(path))):
-            pass
-        opened.append(True)
+        try:
+            with store(None).open(Locator(str(path))):
+                ends.append("opened it")
+        except AriError as error:
+            ends.append(type(error))
 
     reader = threading.Thread(target=read, daemon=True)
     with mock.patch.object(local_tarball, "_regular", swap):
         reader.start()
         reader.join(10)
-    assert opened, "it waits for a writer"
+    assert ends == [Unsupported], "it waits for a writer, or takes it for a file"
 
 
 # -- crashes
@@ -589,7 +630,7 @@ import sys
 from datetime import datetime
 from pathlib import Path
 from ari_backends.local_tarball import LocalTarball
-from ari_core.contract import NewArtifact, Source
+from ari_core.contract import Artifact, NewArtifact, Source
 class Saved(Source):
     size, archive_sha256, bundle_sha256 = {len(TWO.archive)}, {TWO.archive_sha256!r}, {TWO.bundle_sha256!r}
     manifest = {TWO.manifest!r}
@@ -597,7 +638,11 @@ class Saved(Source):
         return Path(sys.argv[2]).open("rb", buffering=0)
 out = Path(sys.argv[1])
 LocalTarball(LocalTarball.Settings(out=out)).put(
-    Saved(), NewArtifact(datetime(2024, 1, 1), previous=str(out / "bundle.tar.gz"))
+    Saved(),
+    NewArtifact(
+        datetime(2024, 1, 1),
+        previous=Artifact(str(out / "bundle.tar.gz"), archive_sha256={ONE.archive_sha256!r}),
+    ),
 )
 """
 COMMITTING = "link,linkat,rename,renameat,renameat2"  # what changes which bundle has which name
@@ -628,31 +673,38 @@ def check_every_crash(tmp_path, calls, *, earlier):
             put(store(out), ONE)
         return out
 
-    trace = tmp_path / "trace"
-    crash(fresh("whole"), trace, f"--trace={calls}", expected=0)
-    steps = Counter(line.split()[1].partition("(")[0] for line in trace.read_text().splitlines() if "(" in line)
-    assert steps
+    trace, whole = tmp_path / "trace", fresh("whole")
+    crash(whole, trace, f"--trace={calls}", expected=0)
     seen = set()
-    for call, count in steps.items():
-        for number in range(1, count + 1):
-            out = fresh(f"{call}-{number}")
-            inject = f"--inject={call}:signal=KILL:when={number}"
-            crash(out, trace, f"--trace={call}", inject, expected=-9)
-            left = names(out)
-            if "bundle.tar.gz" in left:
-                now = next(bundle for bundle in (ONE, TWO) if holds(out, bundle))
-                assert earlier or now is TWO
-                assert not earlier or now is ONE or holds(out, ONE, kept(ONE)), "the old one is lost"
-                seen.add(now)
-            else:
-                assert not earlier, "neither the old one nor the new one is there"
-                seen.add(None)
-            put(store(out), TWO, previous=Locator(str(out / "bundle.tar.gz")))
-            assert holds(out, TWO)
-            assert (out / "manifest.lock").read_bytes() == TWO.manifest
-            expected = {"bundle.tar.gz", "manifest.lock"} | ({kept(ONE)} if earlier else set())
-            assert set(names(out)) == expected
+    for call, number in steps(trace.read_text().splitlines(), str(whole)):
+        out = fresh(f"{call}-{number}")
+        crash(out, trace, f"--trace={call}", f"--inject={call}:signal=KILL:when={number}", expected=-9)
+        if "bundle.tar.gz" in names(out):
+            now = next(bundle for bundle in (ONE, TWO) if holds(out, bundle))
+            assert earlier or now is TWO
+            assert not earlier or now is ONE or holds(out, ONE, kept(ONE)), "the old one is lost"
+            seen.add(now)
+        else:
+            assert not earlier, "neither the old one nor the new one is there"
+            seen.add(None)
+        before = Artifact(Locator(str(out / "bundle.tar.gz")), archive_sha256=ONE.archive_sha256)
+        put(store(out), TWO, previous=before)
+        assert holds(out, TWO)
+        assert (out / "manifest.lock").read_bytes() == TWO.manifest
+        assert set(names(out)) == {"bundle.tar.gz", "manifest.lock"} | ({kept(ONE)} if earlier else set())
     assert len(seen) == 2, "no crash came before the commit, or none after it"
+
+
+def steps(trace, out):
+    """Yields each call of a trace, with its number among its kind, from the first one on that is about `out`."""
+    count = Counter()
+    begun = False
+    for line in trace:
+        call = line.split()[1].partition("(")[0]
+        count[call] += 1
+        begun = begun or out in line
+        if begun and call.isalnum():  # not a line that tells of an exit
+            yield call, count[call]
 
 
 @pytest.mark.needs("strace")

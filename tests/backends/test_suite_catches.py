@@ -22,7 +22,7 @@ from pydantic import BaseModel, SecretStr
 from support.memory import PREFIX, MemoryBackend, MemoryHooks, MemorySettings, MemoryStream, Stored
 
 from ari_core.conformance import BackendContract
-from ari_core.contract import Artifact, Backend, Capabilities, Locator, Visibility
+from ari_core.contract import Artifact, Backend, Capabilities, Locator, Owner, Visibility
 from ari_core.errors import AccessDenied, NotFound, Unavailable, Unsupported
 
 PLANTED = {}
@@ -347,15 +347,6 @@ class StopsAtTheAnnouncedSize(MemoryBackend):
 
 
 @plant("test_failing_source")
-class BlamesTheStoreForTheSource(MemoryBackend):
-    def _read(self, source):
-        try:
-            return super()._read(source)
-        except Exception as error:
-            raise Unavailable("could not store the archive") from error
-
-
-@plant("test_failing_source")
 class TriesABadSourceTwiceAndGivesIn(MemoryBackend):
     def _put(self, source, new, resume, on_reserved):
         try:
@@ -462,7 +453,7 @@ class HasItsOwnIdeaOfTime(MemoryBackend):
 @plant("test_metadata_is_kept")
 class KeepsOnlyPlainNames(MemoryBackend):
     def _commit(self, locator, stored):
-        owners = tuple(owner.encode("ascii", "ignore").decode() for owner in stored.owners)
+        owners = tuple(replace(owner, user=owner.user.encode("ascii", "ignore").decode()) for owner in stored.owners)
         return super()._commit(locator, replace(stored, owners=owners))
 
 
@@ -470,7 +461,7 @@ class KeepsOnlyPlainNames(MemoryBackend):
 class LastWriterOwnsIt(MemoryBackend):
     def _put(self, source, new, resume, on_reserved):
         found = super()._put(source, new, resume, on_reserved)
-        self._set_owners(found[0].locator, lambda _owners: (new.owner,))
+        self._set_owners(found[0].locator, lambda _owners: (Owner(new.owner),))
         return found
 
 
@@ -835,13 +826,32 @@ class HasAUrlForItselfOnly(MemoryBackend):
 @plant("test_owners")
 class CountsOwnersTwice(MemoryBackend):
     def claim(self, locator, user):
-        self._set_owners(locator, lambda owners: (*owners, user))
+        self._set_owners(locator, lambda owners: (*owners, Owner(user)))
 
 
 @plant("test_owners")
 class NeverDisclaims(MemoryBackend):
     def disclaim(self, locator, user):
         pass
+
+
+@plant("test_own_levels")
+class RaisesEverybody(MemoryBackend):
+    def raise_own(self, locator, user, target):
+        self._set_owners(locator, lambda owners: tuple(replace(owner, visibility=target) for owner in owners))
+        return target
+
+
+@plant("test_own_levels")
+class KeepsOnlyTheLastLevel(MemoryBackend):
+    def _level(self, stored):
+        return stored.owners[-1].visibility if stored.owners else stored.visibility
+
+
+@plant("test_last_owner_takes_the_artifact_along")
+class KeepsWhatNobodyOwns(MemoryBackend):
+    def disclaim(self, locator, user):
+        self._set_owners(locator, lambda owners: tuple(owner for owner in owners if owner.user != user))
 
 
 @plant("test_owners_of_what_is_absent")

@@ -361,6 +361,89 @@ def test_what_only_looks_odd_is_accepted_exactly(place, case):
     assert sorted(os.listdir(place.parent)) == ["canary.txt", "dest", "folder", "link"]
 
 
+# -- unpacked folders --------------------------------------------------------------------------------------------
+
+
+def replace_by(make):
+    def change(folder):
+        (folder / "a.txt").unlink()
+        make(folder / "a.txt")
+
+    return change
+
+
+def move_and_link(folder):
+    """The folder of a listed file becomes a link to one with the same contents."""
+    (folder / "d").rename(folder.parent / "elsewhere")
+    (folder / "d").symlink_to("../elsewhere")
+
+
+def hide_manifest(make):
+    def change(folder):
+        (folder / MANIFEST).rename(folder.parent / "hidden")
+        make(folder / MANIFEST)
+
+    return change
+
+
+def write_beside(folder, data=HONEST["a.txt"]):
+    (folder.parent / "same").write_bytes(data)
+    return "../same"
+
+
+HOSTILE_FOLDERS = {
+    "file-is-a-link": (replace_by(lambda path: path.symlink_to(write_beside(path.parent))), "'a.txt'"),
+    "file-is-a-dangling-link": (replace_by(lambda path: path.symlink_to("nowhere")), "'a.txt'"),
+    "file-is-a-link-to-itself": (replace_by(lambda path: path.symlink_to("a.txt")), "'a.txt'"),
+    "file-is-a-fifo": (replace_by(os.mkfifo), "'a.txt'"),
+    "file-is-a-folder": (replace_by(Path.mkdir), "'a.txt'"),
+    "file-is-a-device": (replace_by(lambda path: path.symlink_to("/dev/zero")), "'a.txt'"),
+    "folder-is-a-link": (move_and_link, "'d'"),
+    "extra-link": (lambda folder: (folder / "more").symlink_to("a.txt"), "'more'"),
+    "extra-fifo": (lambda folder: os.mkfifo(folder / "more"), "'more'"),
+    "extra-file": (lambda folder: (folder / "more").write_bytes(b""), "'more'"),
+    "extra-folder": (lambda folder: (folder / "more").mkdir(), "'more'"),
+    "extra-git": (lambda folder: (folder / ".git").mkdir(), "'.git'"),
+    "extra-with-newline": (lambda folder: (folder / "a\n\x1b[31m").write_bytes(b""), "U+000A"),
+    "extra-not-utf-8": (lambda folder: Path(os.fsdecode(os.fsencode(folder) + b"/\xff")).write_bytes(b""), "U+DCFF"),
+    "extra-backslash": (lambda folder: (folder / "d\\x").write_bytes(b""), "backslash"),
+    "second-manifest": (
+        lambda folder: (folder / "d" / MANIFEST).write_bytes(manifest(HONEST)),
+        "'d/manifest.lock'",
+    ),
+    "missing": (lambda folder: (folder / "a.txt").unlink(), "'a.txt'"),
+    "changed": (lambda folder: (folder / "a.txt").write_bytes(b"ALPHA\n"), "'a.txt'"),
+    "longer": (lambda folder: (folder / "a.txt").write_bytes(b"alpha\n\n"), "'a.txt'"),
+    "manifest-is-a-link": (hide_manifest(lambda path: path.symlink_to("../hidden")), MANIFEST),
+    "manifest-is-a-fifo": (hide_manifest(os.mkfifo), MANIFEST),
+    "manifest-is-a-folder": (hide_manifest(Path.mkdir), MANIFEST),
+    "manifest-is-missing": (hide_manifest(lambda _path: None), MANIFEST),
+    "manifest-is-empty": (hide_manifest(Path.touch), MANIFEST),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE_FOLDERS)
+def test_a_hostile_folder_is_refused_and_leaves_nothing(place, what):
+    files = {**HONEST, "d/x": X}
+    unpacked = place.archives / "unpacked"
+    clone(str(place.put(bundle(files))), unpacked)
+    change, says = HOSTILE_FOLDERS[what]
+    change(unpacked)
+    error = assert_refused(place, unpacked, bundle_digest(files))
+    assert says in error.message
+    before = os.listdir(unpacked)
+    with deadline(SECONDS):
+        try:
+            result = verify(str(unpacked), expect_sha256=bundle_digest(files))
+        except VerificationError as refused:
+            assert_one_line(refused)
+        else:
+            assert not result.ok
+            assert all(problem.detail.isprintable() for problem in result.problems)
+            assert all((problem.path or "-").isprintable() for problem in result.problems)
+    assert os.listdir(unpacked) == before
+
+
 # -- L4, L5: the destination --------------------------------------------------------------------------------------
 
 OBSTACLES = {

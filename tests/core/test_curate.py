@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.places import deadline
 
 from ari_core import secrets_scan
 from ari_core.errors import (
@@ -269,7 +270,7 @@ def test_links_are_judged_by_where_they_lead_too(checkpoint):
         (EVERYTHING, "data/raw", "{outside}", "leads outside ear/, to '{outside}'"),
         ("include: ['data/raw/*.csv']\n", "data/raw", "{outside}", "leads outside ear/"),
         ("include: ['**/*.py']\n", "venv", "{outside}", "leads outside ear/"),
-        (EVERYTHING, "hop", "through", "leads outside ear/"),
+        (EVERYTHING, "data/raw", "../../ear-old/file", "leads outside ear/"),
         (EVERYTHING, "data/raw", "gone", "leads nowhere"),
         (EVERYTHING, "data/raw", "a.txt/x", "leads nowhere"),
         (EVERYTHING, "data/raw", "raw", "leads back to itself"),
@@ -283,13 +284,10 @@ def test_a_link_that_cannot_be_followed_is_refused_by_name(checkpoint, tmp_path,
     outside.mkdir()
     (outside / "file").write_text("private")
     folder = checkpoint({"a.txt": "a"}, policy)
+    (folder / "ear-old").mkdir()
+    (folder / "ear-old" / "file").write_text("private too")
     link = folder / "ear" / name
     link.parent.mkdir(exist_ok=True)
-    if target == "through":
-        (link.parent / "through").symlink_to(outside)
-        with pytest.raises(CurationError, match="outside"):
-            curate(folder)
-        return
     link.symlink_to(target.format(outside=outside))
     with pytest.raises(CurationError) as caught:
         curate(folder)
@@ -298,6 +296,23 @@ def test_a_link_that_cannot_be_followed_is_refused_by_name(checkpoint, tmp_path,
     assert "exclude it in publish.yaml" in caught.value.hint
     assert not (folder / "ear_published").exists()
     assert litter(folder) == []
+
+
+def test_a_chain_of_links_that_ends_outside_is_refused(checkpoint, tmp_path):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "file").write_text("private")
+    folder = checkpoint({"a": ""}, "include: [hop]\n")
+    (folder / "ear" / "through").symlink_to(tmp_path / "outside")
+    (folder / "ear" / "hop").symlink_to("through/file")
+    with pytest.raises(CurationError, match="'ear/hop' is a link that leads outside ear/"):
+        curate(folder)
+
+
+def test_a_link_with_a_denied_name_is_not_followed(checkpoint):
+    folder = checkpoint({"settings/production": "K=1"}, "include: ['**']\nexclude: ['settings/**']\n")
+    (folder / "ear" / ".env").symlink_to("settings")
+    result = curate(folder)
+    assert (result.included_files, result.excluded_count, result.skipped) == ([], 2, ())
 
 
 def test_folders_that_lead_into_each_other_are_refused(checkpoint):
@@ -424,6 +439,14 @@ def test_refused_by_name_and_nothing_changed(checkpoint, place, kind, message):
     assert litter(folder) == []
 
 
+def test_what_is_known_beforehand_is_refused_before_anything_is_copied(checkpoint):
+    folder = checkpoint({"a": "1", "z": "x" * 2000}, "include: ['**']\nmax_file_mb: 0.001\n")
+    copied = []
+    with pytest.raises(CurationError, match="'ear/z' has 2000 bytes"):
+        curate(folder, progress=lambda *arguments: copied.append(arguments))
+    assert copied == []
+
+
 def test_what_nobody_asks_for_may_have_any_name_and_size(checkpoint):
     folder = checkpoint({"a": "1"}, "include: [a, 'x/*']\nexclude: ['x/*']\nmax_file_mb: 0.001\n")
     put(b"caf\xe9")(folder)
@@ -483,6 +506,33 @@ def test_a_file_that_changes_while_it_is_read_is_refused(checkpoint, change):
     assert litter(folder) == []
 
 
+def test_a_file_that_never_ends_is_not_read_for_ever(checkpoint):
+    folder = checkpoint({"log": b"x" * CHUNK})
+    chunks = []
+
+    def progress(*_):
+        chunks.append(1)
+        if len(chunks) < 50:
+            with (folder / "ear" / "log").open("ab") as file:
+                file.write(b"x" * CHUNK)
+
+    with pytest.raises(CurationError, match="changed while it was being read"):
+        curate(folder, progress=progress)
+    assert len(chunks) == 1
+
+
+def test_a_file_that_ends_early_is_refused(checkpoint, monkeypatch):
+    folder = checkpoint({"data": b"x" * CHUNK * 2})
+    read, left = os.read, [1]  # a file system that loses the end without an error
+
+    def short(fd, size):
+        return read(fd, size) if left and size == CHUNK and left.pop() else b""
+
+    monkeypatch.setattr("ari_core.workflows.curate.os.read", short)
+    with pytest.raises(CurationError, match="'ear/data' changed while it was being read"):
+        curate(folder)
+
+
 def to_pipe(path, outside):
     path.unlink()
     os.mkfifo(path)
@@ -518,7 +568,7 @@ def test_a_file_swapped_after_it_was_chosen_is_never_followed(checkpoint, tmp_pa
         if not changed:
             changed.append(change(folder / "ear" / "sub" / "file", tmp_path / "outside"))
 
-    with pytest.raises(CurationError, match="'ear/sub/file' changed while it was being read"):
+    with deadline(30), pytest.raises(CurationError, match="'ear/sub/file' changed while it was being read"):
         curate(folder, progress=progress)
     assert not (folder / "ear_published").exists()
 

@@ -1,14 +1,17 @@
 """A plugin runs with the user's rights, yet cannot make core hand out anything that does not verify (row F5)."""
 
+import http.server
 import os
+import threading
 
 import pytest
 from support.bundles import contents, make_bundle
 from support.evil import SPEC, Evil
 
 from ari_core import clone, plugins, verify, wrappers
-from ari_core.errors import AriError
+from ari_core.errors import AriError, NotFound
 from ari_core.plugins import LoadedPlugins, Plugin
+from ari_core.record import Record, write_record
 from ari_core.wrappers import RetryBackend, RetryPolicy
 
 
@@ -74,3 +77,36 @@ def test_others_are_not_affected(here, tmp_path):
     with pytest.raises(AriError):
         verify("evil://raises")
     assert verify(str(tmp_path / "b.tar.gz"), expect_sha256=manifest.bundle_sha256).ok
+
+
+def test_a_record_in_a_strangers_folder_gets_no_token(tmp_path, monkeypatch):
+    """Whoever made the folder chose the host: what the reader has for other hosts must not go there."""
+    seen = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            seen.append(self.headers.get("Authorization"))
+            self.send_response(404)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            ref = f"http://127.0.0.1:{server.server_port}/bundle.tar.gz"
+            (tmp_path / "ear_published").mkdir()
+            write_record(tmp_path, Record(backend="https", ref=ref, bundle_sha256="0" * 64))
+            monkeypatch.setenv("ARI_HTTPS_TOKEN", "canary")
+            with pytest.raises(NotFound):
+                verify(str(tmp_path))
+            assert set(seen) == {None}
+            seen.clear()
+            with pytest.raises(NotFound):
+                verify(ref)
+            assert set(seen) == {"Bearer canary"}
+        finally:
+            server.shutdown()
+            thread.join()

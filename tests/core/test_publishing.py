@@ -138,6 +138,21 @@ def test_somebody_elses_bundle_is_in_the_way(checkpoint, tmp_path):
     assert clone(mine.ref, tmp_path / "copy2", expect_sha256=mine.bundle_sha256)
 
 
+def test_what_somebody_else_put_in_its_place_is_not_replaced(checkpoint, tmp_path):
+    """The record names a place; what lies there now may be another author's."""
+    out = {"out": str(tmp_path / "out")}
+    publish(checkpoint, options=out)
+    other = tmp_path / "other"
+    (other / "ear" / "code").mkdir(parents=True)
+    (other / "ear" / "code" / "x.py").write_text("x")
+    curate(other)
+    theirs = publish(other, options=out, replace=True).record
+    recurate(checkpoint, "print(2)\n")
+    with pytest.raises(AlreadyExists):
+        publish(checkpoint, options=out)
+    assert clone(theirs.ref, tmp_path / "copy", expect_sha256=theirs.bundle_sha256)
+
+
 @pytest.mark.parametrize("how", ["flag", "environment"])
 def test_a_dry_run_writes_nothing(checkpoint, monkeypatch, how):
     publish(checkpoint)
@@ -316,6 +331,16 @@ def test_delete_takes_it_back(checkpoint):
     assert publish(checkpoint).created
 
 
+def test_settings_are_remembered_for_later_commands(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ref = publish(checkpoint, options={"out": "usb"}).record.ref
+    assert ref.endswith("/usb/bundle.tar.gz")
+    monkeypatch.chdir(checkpoint)
+    assert promote(checkpoint, target="public").changed
+    assert delete(checkpoint).ref == ""
+    assert os.listdir(tmp_path / "usb") == []
+
+
 def test_delete_of_what_is_gone_is_fine(checkpoint):
     publish(checkpoint)
     (checkpoint / "bundle.tar.gz").unlink()
@@ -377,14 +402,14 @@ def test_what_was_begun_is_written_down_and_resumed(checkpoint, store):
     assert read_record(checkpoint).pending is None
 
 
-def test_another_bundle_does_not_resume(checkpoint, store):
+def test_another_bundle_resumes_too_so_that_nothing_is_orphaned(checkpoint, store):
     Reserving.fail = 100
     with pytest.raises(Unavailable):
         publish(checkpoint, backend="memory")
     Reserving.fail = 0
     recurate(checkpoint, "print(2)\n")
     publish(checkpoint, backend="memory")
-    assert Reserving.seen == [None]
+    assert Reserving.seen == ["reserved-1"]
 
 
 def test_promotion_goes_through_the_store(checkpoint, store):

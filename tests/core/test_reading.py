@@ -190,6 +190,12 @@ def test_a_record_that_names_itself_does_not_loop(here):
         verify("cp")
 
 
+def test_records_do_not_lead_in_circles(here):
+    checkpoint(here / "cp", "", refs.file_ref(here / "cp" / "publish_record.json"))
+    with pytest.raises(UsageError, match="names a checkpoint"):
+        verify("cp")
+
+
 def test_a_curated_checkpoint_without_a_record(here):
     make_tree(here / "cp" / "ear_published")
     found = verify("cp")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from ari_core.contract import Artifact, Backend, Capabilities, Locator, Visibility
+from ari_core.contract import Artifact, Backend, Capabilities, Locator, Owner, Visibility
 from ari_core.errors import AccessDenied, NotFound, RateLimited, Unavailable, Unsupported
 
 PREFIX = "memory://"
@@ -65,6 +65,7 @@ class MemoryBackend(Backend):
         visibility="recorded",
         levels=frozenset(Visibility),
         stores_meta=True,
+        atomic_updates=True,
     )
     Settings = MemorySettings
 
@@ -102,7 +103,7 @@ class MemoryBackend(Backend):
             source.manifest,
             source.bundle_sha256,
             new.created,
-            (new.owner,) if new.owner else (),
+            (Owner(new.owner, Visibility.STAGED, new.created),) if new.owner else (),
         )
         return self._commit(locator, stored)
 
@@ -121,7 +122,12 @@ class MemoryBackend(Backend):
             stored = self._stored(locator)
             if target.rank > stored.visibility.rank:
                 stored = self.space.items[locator] = replace(stored, visibility=target)
-        return stored.visibility
+        return self._level(stored)
+
+    def _level(self, stored):
+        return max(
+            [stored.visibility, *(owner.visibility for owner in stored.owners)], key=lambda level: level.rank
+        )
 
     def _delete(self, locator):
         with self.space.lock:
@@ -153,7 +159,7 @@ class MemoryBackend(Backend):
             size=len(stored.data),
             archive_sha256=locator,
             bundle_sha256=stored.bundle_sha256,
-            visibility=stored.visibility,
+            visibility=self._level(stored),
             owners=stored.owners,
             created=stored.created,
         )
@@ -175,10 +181,25 @@ class MemoryBackend(Backend):
         return "md5", hashlib.md5(self._stored(locator).data, usedforsecurity=False).hexdigest()
 
     def claim(self, locator, user):
-        self._set_owners(locator, lambda owners: tuple(dict.fromkeys((*owners, user))))
+        def with_user(owners):
+            return owners if user in {owner.user for owner in owners} else (*owners, Owner(user))
+
+        self._set_owners(locator, with_user)
+
+    def raise_own(self, locator, user, target):
+        def raised(owner):
+            higher = owner.user == user and target.rank > owner.visibility.rank
+            return replace(owner, visibility=target) if higher else owner
+
+        self._set_owners(locator, lambda owners: tuple(raised(owner) for owner in owners))
+        return self._level(self._stored(locator))
 
     def disclaim(self, locator, user):
-        self._set_owners(locator, lambda owners: tuple(owner for owner in owners if owner != user))
+        with self.space.lock:
+            if locator in self.space.items:
+                self._set_owners(locator, lambda owners: tuple(owner for owner in owners if owner.user != user))
+                if not self._stored(locator).owners:
+                    self._delete(locator)
 
     def _set_owners(self, locator, change):
         with self.space.lock:

@@ -158,7 +158,7 @@ def carry_out(text, home):
         if block.language == "console":
             steps += steps_of(block)
         elif block.language == "python":
-            program = home.with_name(f"{home.name}-line-{block.line}.py")
+            program = home.with_name(f"example-of-{home.name}-line-{block.line}.py")
             program.write_text(block.text.replace(HOME, str(home)), encoding="utf-8")
             steps.append(Step(block.line, shlex.join([sys.executable, str(program)])))
         elif block.language == "text" and block.mark == OUTPUT and before and before.language == "python":
@@ -176,7 +176,7 @@ def saving(block, home):
     """Checks a YAML example and returns the command that saves it where its first line says."""
     name = block.text.partition("\n")[0].removeprefix("# ")
     target = Path(home, name.removeprefix("~/"))
-    trial = home.with_name(f"{home.name}-{target.name}")
+    trial = home.with_name(f"example-of-{home.name}-{target.name}")
     trial.write_text(block.text, encoding="utf-8")
     trial.chmod(0o644)
     if target.name == "publish.yaml":

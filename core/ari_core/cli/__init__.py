@@ -14,10 +14,18 @@ _INTERRUPTED = InterruptedByUserError("interrupted; nothing was left half-done")
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns the exit status; never lets an exception out."""
     from ari_core.cli import output
-    from ari_core.cli.app import app
 
     arguments = sys.argv[1:] if arguments is None else arguments
     output.use(json="--json" in arguments)  # so that errors of parsing come out right too
+    status = _run(arguments)
+    output.plugin_problems()
+    return status
+
+
+def _run(arguments: list[str]) -> int:
+    from ari_core.cli import output
+    from ari_core.cli.app import app
+
     try:
         status = app(arguments, prog_name="ari", standalone_mode=False)
         sys.stdout.flush()

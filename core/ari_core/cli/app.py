@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ari_core.cli import authoring, backends, output, reading
+from ari_core.cli import authoring, backends, reading
 from ari_core.errors import PluginLoadError
 
 if TYPE_CHECKING:
@@ -48,8 +48,6 @@ class _Root(click.Group):
             from ari_core.plugins import load_plugins
 
             plugins = load_plugins()
-            for problem in plugins.problems:
-                output.warn(problem.message)
             self._groups = {
                 name: _PluginGroup(spec, plugins)
                 for name, spec in plugins.groups.items()

@@ -6,17 +6,19 @@ import json as json_module
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import click
 
+from ari_core.errors import AriError
 from ari_core.streams import Progress
 
 _UNITS: Final = ("bytes", "KB", "MB", "GB", "TB")
 _STEP: Final = 1000
 _SHOW_AFTER_SECONDS: Final = 0.5
 _state = {"json": False}
+_told: set[str] = set()
 
 
 def use(*, json: bool) -> None:
@@ -36,6 +38,19 @@ def result(data: Mapping[str, Any], *lines: str) -> None:
 def warn(line: str) -> None:
     """Prints one warning line."""
     print(f"warning: {line}", file=sys.stderr)  # noqa: T201 - this is the output
+
+
+def plugin_problems() -> None:
+    """Prints one warning line for each plugin that does not work, if plugins were loaded at all, and only once."""
+    if "ari_core.plugins" not in sys.modules:
+        return
+    from ari_core.plugins import load_plugins
+
+    with suppress(AriError):  # a bad ARI_PLUGINS was an error already
+        for problem in load_plugins().problems:
+            if problem.message not in _told:
+                _told.add(problem.message)
+                warn(problem.message)
 
 
 def error(kind: str, message: str, hint: str | None) -> None:

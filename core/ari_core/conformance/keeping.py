@@ -16,6 +16,7 @@ from ari_core.conformance.knobs import (
     listed,
     need,
     new,
+    users,
 )
 from ari_core.contract import Backend, Capabilities, Locator, Visibility
 from ari_core.errors import Unsupported
@@ -132,7 +133,7 @@ class Keeping(Knobs):
         if can.visibility != "none":
             assert found.visibility is Visibility.STAGED
         if can.stores_meta:
-            assert found.owners == ("grace",)
+            assert users(found) == ["grace"]
 
     def test_published_is_not_deleted(self, backend: Backend, can: Capabilities) -> None:
         """Where only unpublished artifacts can be deleted, others stay."""

@@ -201,3 +201,8 @@ def together(*calls: Callable[[], _T]) -> list[_T]:
 
     with ThreadPoolExecutor(len(calls)) as pool:
         return [future.result() for future in [pool.submit(run, call) for call in calls]]
+
+
+def users(artifact: Artifact) -> list[str]:
+    """Returns the names of the owners, in the store's order."""
+    return [owner.user for owner in artifact.owners or ()]

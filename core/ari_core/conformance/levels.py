@@ -67,6 +67,7 @@ class Levels(Knobs):
 
     def test_racing_raises_end_at_the_highest(self, backend: Backend, can: Capabilities) -> None:
         """Whoever comes last, the highest target wins."""
+        need(can.atomic_updates, "the store leaves racing changes to somebody else")
         levels = reachable(can)
         need_two(levels)
         for seed in range(self.room_for(5)):

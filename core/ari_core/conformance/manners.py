@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel, SecretBytes, SecretStr, ValidationError
 
 from ari_core.conformance.bundles import make_bundle
-from ari_core.conformance.knobs import Knobs, assert_same, is_absent, need
+from ari_core.conformance.knobs import Knobs, assert_same, is_absent, need, users
 from ari_core.contract import (
     CHUNK,
     Backend,
@@ -23,6 +23,7 @@ from ari_core.contract import (
     SupportsOwners,
     SupportsProviderChecksum,
     SupportsWorkdir,
+    Visibility,
 )
 from ari_core.errors import AriError, BackendBug, BackendError, NotFound
 from ari_core.wrappers import Wrapper
@@ -172,13 +173,46 @@ class Manners(Knobs):
         need(has, "no SupportsOwners")
         assert has
         locator = self.seed(backend, make_bundle())
-        first = set(backend.stat(locator).owners or ())
+        has.claim(locator, "ada")
+        first = users(backend.stat(locator))
         for _ in range(2):
             has.claim(locator, "grace")
-            assert sorted(backend.stat(locator).owners or ()) == sorted({*first, "grace"})
+            assert sorted(users(backend.stat(locator))) == sorted({*first, "grace"})
         for _ in range(2):
             has.disclaim(locator, "grace")
-            assert set(backend.stat(locator).owners or ()) == first
+            assert users(backend.stat(locator)) == first
+
+    def test_own_levels(self, backend: Backend) -> None:
+        """Each owner has a level of their own; the effective one is the highest, and goes with its owner."""
+        has = backend.optional(SupportsOwners)
+        need(has, "no SupportsOwners")
+        assert has
+        locator = self.seed(backend, make_bundle())
+        has.claim(locator, "ada")
+        before = backend.stat(locator).visibility
+        has.claim(locator, "grace")
+        assert has.raise_own(locator, "grace", Visibility.PUBLIC) is Visibility.PUBLIC
+        has.claim(locator, "heidi")
+        found = backend.stat(locator)
+        assert found.visibility is Visibility.PUBLIC
+        levels = {owner.user: owner.visibility for owner in found.owners or ()}
+        assert levels["grace"] is Visibility.PUBLIC
+        assert levels["ada"] is before
+        assert has.raise_own(locator, "grace", Visibility.UNLISTED) is Visibility.PUBLIC
+        has.disclaim(locator, "grace")
+        assert backend.stat(locator).visibility is before
+
+    def test_last_owner_takes_the_artifact_along(self, backend: Backend) -> None:
+        """When nobody owns it any more, it is gone; disclaiming what is gone is fine."""
+        has = backend.optional(SupportsOwners)
+        need(has, "no SupportsOwners")
+        assert has
+        locator = self.seed(backend, make_bundle())
+        has.claim(locator, "grace")
+        for user in users(backend.stat(locator)):
+            has.disclaim(locator, user)
+        assert is_absent(backend, locator)
+        has.disclaim(locator, "grace")
 
     def test_owners_of_what_is_absent(self, backend: Backend) -> None:
         """What is absent cannot be claimed."""

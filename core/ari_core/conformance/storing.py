@@ -21,6 +21,7 @@ from ari_core.conformance.knobs import (
     need_put,
     new,
     together,
+    users,
 )
 from ari_core.contract import CHUNK, Artifact, Backend, Capabilities, Locator, SupportsWorkdir, Visibility
 from ari_core.errors import AlreadyExists, NotFound, Unsupported
@@ -230,7 +231,7 @@ class Storing(Knobs):
         locator = backend.put(make_bundle().source(), given)[0].locator
         with self.reopen(backend) as other:
             for found in backend.stat(locator), other.stat(locator):
-                assert (found.owners or ()) == ((owner,) if owner else ())
+                assert users(found) == ([owner] if owner else [])
                 assert found.created == given.created
 
     def test_second_writer_changes_no_metadata(self, backend: Backend, can: Capabilities) -> None:

@@ -6,14 +6,10 @@ import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from ari_core.contract import OpenContext
 from ari_core.errors import NotFound
-from ari_core.plugins import load_plugins
 from ari_core.record import Record, write_record
-from ari_core.settings import open_backend
 from ari_core.workflows.checkpoint import find_checkpoint
-from ari_core.workflows.promote import published_record
-from ari_core.wrappers import RetryBackend
+from ari_core.workflows.promote import open_recorded, published_record
 
 
 def delete(checkpoint: str | Path | None = None, *, options: Mapping[str, str] | None = None) -> Record:
@@ -33,9 +29,10 @@ def delete(checkpoint: str | Path | None = None, *, options: Mapping[str, str] |
     """
     folder = find_checkpoint(checkpoint)
     record = published_record(folder)
-    name = record.profile or record.backend
-    store = RetryBackend(open_backend(name, options, OpenContext(folder), load_plugins()))
-    with store, contextlib.suppress(NotFound):  # absent is what was asked for
+    with (
+        open_recorded(folder, record, options) as store,
+        contextlib.suppress(NotFound),
+    ):  # absent is what was asked for
         store.delete(store.resolve(record.ref))
     gone = record.with_event("deleted", backend=record.backend, ref=record.ref, bundle_sha256=record.bundle_sha256)
     gone = gone.model_copy(update={"ref": "", "archive_sha256": None, "pending": None})

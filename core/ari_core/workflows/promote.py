@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 
-from ari_core.contract import OpenContext, Visibility
+from ari_core.contract import Backend, OpenContext, Visibility
 from ari_core.errors import AriError, CheckpointNotFoundError, UsageError
 from ari_core.names import quoted
 from ari_core.plugins import load_plugins
@@ -57,19 +57,17 @@ def promote(
     """
     folder = find_checkpoint(checkpoint)
     record = published_record(folder)
-    level = _target(record, target)
-    present = Visibility(check_wish(record.visibility))
-    if level.rank < present.rank:
-        raise UsageError(
-            f"visibility only moves up: this bundle is {present}, which is above {level}",
-            hint="nothing was changed",
-        )
     dry_run = dry_run or is_dry_run()
-    store = RetryBackend(
-        open_backend(record.profile or record.backend, options, OpenContext(folder), load_plugins())
-    )
-    with store:
-        kind = store.capabilities.visibility
+    with open_recorded(folder, record, options) as store:
+        able = store.probe()
+        kind = able.visibility
+        level = _target(record, target, keeps_embargo=able.embargo)
+        present = Visibility(check_wish(record.visibility))
+        if level.rank < present.rank:
+            raise UsageError(
+                f"visibility only moves up: this bundle is {present}, which is above {level}",
+                hint="nothing was changed",
+            )
         if dry_run or (level == present and kind == "none"):
             return PromoteResult(record, changed=False, enforced=kind == "enforced", dry_run=dry_run)
         try:
@@ -100,9 +98,17 @@ def published_record(checkpoint: Path) -> Record:
     return record
 
 
-def _target(record: Record, target: str | None) -> Visibility:
+def open_recorded(checkpoint: Path, record: Record, options: Mapping[str, str] | None) -> Backend:
+    """Opens the store that a record names, set as it was when publishing."""
+    settings = {**record.settings, **record.options, **(options or {})}
+    return RetryBackend(
+        open_backend(record.profile or record.backend, settings, OpenContext(checkpoint), load_plugins())
+    )
+
+
+def _target(record: Record, target: str | None, *, keeps_embargo: bool) -> Visibility:
     end = embargo_end(target) or embargo_end(record.wish)
-    if end and end > datetime.now(UTC).date():
+    if end and end > datetime.now(UTC).date() and not keeps_embargo:
         raise UsageError(
             f"the bundle is under an embargo until {end.isoformat()}",
             hint="promote it on that day, or publish again with another --visibility",

@@ -31,6 +31,7 @@ from ari_core.errors import (
     CurationError,
     IntegrityError,
     NotFound,
+    Unsupported,
     from_os_error,
 )
 from ari_core.fs import Staging, recover_tree
@@ -39,7 +40,7 @@ from ari_core.manifest import Manifest, parse_manifest
 from ari_core.names import BUNDLE_NAME, MANIFEST_NAME, quoted
 from ari_core.plugins import load_plugins
 from ari_core.record import Record, now, read_record, write_record
-from ari_core.settings import open_backend
+from ari_core.settings import is_secret, open_backend
 from ari_core.streams import Progress, ReadStream
 from ari_core.verification import check_tree, read_tree_manifest, unlisted
 from ari_core.workflows.checkpoint import PUBLISHED, find_checkpoint
@@ -86,6 +87,8 @@ class _Job:
     limits: Limits
     progress: Progress | None
     warnings: list[str] = field(default_factory=list)
+    profile: str | None = None
+    settings: dict[str, str] = field(default_factory=dict)
 
     @property
     def tree(self) -> Path:
@@ -131,20 +134,17 @@ def publish(
         )
     wish = check_wish(visibility or str(job.manifest.publish.get("visibility") or Visibility.STAGED))
     name, reason = _choose(backend, job.manifest)
-    settings = dict(options or {})
-    if replace:
-        settings["replace"] = "true"
     dry_run = dry_run or is_dry_run()
     before = read_record(job.checkpoint)
     context = OpenContext(checkpoint=job.checkpoint, warn=job.warnings.append)
-    with RetryBackend(open_backend(name, settings, context, load_plugins())) as store:
-        if store.capabilities.visibility != "enforced":
+    with RetryBackend(open_backend(name, options, context, load_plugins())) as store:
+        able = store.probe()
+        if able.visibility != "enforced":
             job.warnings.append(
                 f"'{store.name}' keeps nobody from reading: whoever reaches the place can read the bundle"
             )
         if dry_run:
             check_tree(job.tree, limits=job.limits, expected=job.manifest.bundle_sha256, progress=progress)
-            store.probe()
             record = Record(
                 backend=store.name,
                 bundle_sha256=job.manifest.bundle_sha256,
@@ -154,7 +154,9 @@ def publish(
                 encoder=ENCODER,
             )
             return _result(job, record, reason, created=False)
-        record, created = _put(job, store, before, wish, profile=None if name == store.name else name)
+        job.profile = None if name == store.name else name
+        job.settings = _kept_settings(store, options or {})
+        record, created = _put(job, store, before, wish, replace=replace)
     write_record(job.checkpoint, record)
     return _result(job, record, reason, created=created)
 
@@ -212,9 +214,7 @@ def is_dry_run() -> bool:
 # -- storing -----------------------------------------------------------------------------------------------------
 
 
-def _put(
-    job: _Job, store: Backend, before: Record | None, wish: str, *, profile: str | None
-) -> tuple[Record, bool]:
+def _put(job: _Job, store: Backend, before: Record | None, wish: str, *, replace: bool) -> tuple[Record, bool]:
     workdir = store.optional(SupportsWorkdir)
     folder = workdir.workdir() if workdir else job.checkpoint
     with Staging(folder) as staging:
@@ -224,16 +224,27 @@ def _put(
             source,
             NewArtifact(
                 created=datetime.now(UTC),
-                wish=Visibility(wish) if wish in set(Visibility) else None,
+                wish=Visibility(wish) if wish in set(Visibility) else Visibility.PUBLIC,
+                embargo=embargo_end(wish),
                 description=_description(job.manifest),
                 previous=_previous(store, before),
+                replace=replace,
             ),
-            resume=_resume(before, store, job.manifest),
-            on_reserved=_note_pending(job, before, store, profile),
+            resume=_resume(before, store),
+            on_reserved=_note_pending(job, before, store),
         )
-    return _recorded(
-        job, store, read_record(job.checkpoint), artifact, written, wish, profile, created=created
-    ), created
+    record = _recorded(job, store, read_record(job.checkpoint), artifact, written, wish, created=created)
+    return record, created
+
+
+def _kept_settings(store: Backend, options: Mapping[str, str]) -> dict[str, str]:
+    """Returns what of ``-o`` goes into the record: no secrets, and paths so that they hold from any folder."""
+    kept = {}
+    for key, value in options.items():
+        if not is_secret(store.Settings, key):
+            typed = getattr(store.settings, key, None)
+            kept[key] = str(typed.absolute()) if isinstance(typed, Path) else value
+    return kept
 
 
 def _pack(job: _Job, staging: Staging) -> Written:
@@ -295,35 +306,31 @@ def _description(manifest: Manifest) -> dict[str, str]:
     return {"license": license_name} if isinstance(license_name, str) else {}
 
 
-def _previous(store: Backend, before: Record | None) -> Locator | None:
+def _previous(store: Backend, before: Record | None) -> Artifact | None:
+    """What this checkpoint published there last, by place and digest: the place may hold something else by now."""
     if before is None or before.backend != store.name or not before.ref:
         return None
     try:
-        return store.resolve(before.ref)
-    except NotFound:
+        locator = store.resolve(before.ref)
+    except (NotFound, Unsupported):  # gone, or of another installation of this kind of store
         return None
+    return Artifact(locator, archive_sha256=before.archive_sha256, bundle_sha256=before.bundle_sha256)
 
 
-def _resume(before: Record | None, store: Backend, manifest: Manifest) -> Locator | None:
+def _resume(before: Record | None, store: Backend) -> Locator | None:
     pending = before.pending if before else None
-    if (
-        not pending
-        or pending.get("backend") != store.name
-        or pending.get("bundle_sha256") != manifest.bundle_sha256
-    ):
+    if not pending or pending.get("backend") != store.name:
         return None
     return Locator(str(pending.get("locator")))
 
 
-def _note_pending(
-    job: _Job, before: Record | None, store: Backend, profile: str | None
-) -> Callable[[Locator], None]:
+def _note_pending(job: _Job, before: Record | None, store: Backend) -> Callable[[Locator], None]:
     """Returns what writes down a reserved name before any bytes are sent, so that a second run can resume."""
 
     def note(locator: Locator) -> None:
         pending = {
             "backend": store.name,
-            "profile": profile,
+            "profile": job.profile,
             "locator": locator,
             "bundle_sha256": job.manifest.bundle_sha256,
             "since": now(),
@@ -340,7 +347,6 @@ def _recorded(
     artifact: Artifact,
     written: Written,
     wish: str,
-    profile: str | None,
     *,
     created: bool,
 ) -> Record:
@@ -364,7 +370,8 @@ def _recorded(
         "wish": wish,
         "encoder": ENCODER if created else (before.encoder if before else None),
         "options": dict(store.reader_options()),
-        "profile": profile,
+        "settings": job.settings,
+        "profile": job.profile,
         "pending": None,
     }
     if before is None:

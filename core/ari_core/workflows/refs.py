@@ -129,54 +129,98 @@ def open_ref(
     """
     expected = expectation(expect_sha256)
     with ExitStack() as stack:
-        opened = _open(ref, expected, options or {}, limits, stack)
+        opened = _Opening(options or {}, limits, stack).open(ref, expected)
         if require_digest and opened.expected.bundle_sha256 is None:
             raise NotAnchoredError(f"there is no digest to compare {quoted(ref)} with")
         yield opened
 
 
-def _open(ref: str, expected: Expected, options: Mapping[str, str], limits: Limits, stack: ExitStack) -> Opened:
-    path = local_path(ref)
-    if path is None:
-        return _open_remote(ref, expected, options, stack)
-    if path.is_dir():
-        if _claimed_exactly(path):
-            return _open_remote(file_ref(path) + "/", expected, options, stack)
-        return _open_folder(path, expected, options, limits, stack)
-    if path.name == RECORD_NAME and path.is_file():
-        return _open_record(path, expected, options, limits, stack)
-    if not path.exists() and not path.is_symlink():
-        raise NotFound(f"there is no file or folder {quoted(str(path))}", hint="check the spelling of the path")
-    return Opened(file_ref(path), _stem(path.name), expected, LocalFile(path), None, is_local=True)
+class _Opening:
+    """One ref on its way to something readable."""
 
+    def __init__(self, options: Mapping[str, str], limits: Limits, stack: ExitStack) -> None:
+        self._options, self._limits, self._stack = options, limits, stack
+        self._context = OpenContext()
 
-def _open_folder(
-    path: Path, expected: Expected, options: Mapping[str, str], limits: Limits, stack: ExitStack
-) -> Opened:
-    unpacked = _is_unpacked_bundle(path, limits)
-    has_record = (path / RECORD_NAME).is_file()
-    if unpacked and has_record and (path / PUBLISHED).is_dir():
-        # Guessing could check one thing while the user looks at the other.
-        raise UsageError(
-            f"{quoted(str(path))} is a checkpoint and an unpacked bundle at once",
-            hint=f"name what you mean: {BUNDLE_NAME}, {PUBLISHED}/ or {RECORD_NAME} in it",
+    def open(self, ref: str, expected: Expected) -> Opened:
+        path = local_path(ref)
+        if path is None:
+            return self._remote(ref, expected)
+        if path.is_dir():
+            if _claimed_exactly(path):
+                return self._remote(file_ref(path) + "/", expected)
+            return self._folder(path, expected)
+        if path.name == RECORD_NAME and path.is_file():
+            return self._record(path, expected)
+        if not path.exists() and not path.is_symlink():
+            raise NotFound(
+                f"there is no file or folder {quoted(str(path))}", hint="check the spelling of the path"
+            )
+        return Opened(file_ref(path), _stem(path.name), expected, LocalFile(path), None, is_local=True)
+
+    def _folder(self, path: Path, expected: Expected) -> Opened:
+        unpacked = _is_unpacked_bundle(path, self._limits)
+        has_record = (path / RECORD_NAME).is_file()
+        if unpacked and has_record and (path / PUBLISHED).is_dir():
+            # Guessing could check one thing while the user looks at the other.
+            raise UsageError(
+                f"{quoted(str(path))} is a checkpoint and an unpacked bundle at once",
+                hint=f"name what you mean: {BUNDLE_NAME}, {PUBLISHED}/ or {RECORD_NAME} in it",
+            )
+        name = path.resolve().name
+        if unpacked:
+            return Opened(file_ref(path), name, expected, None, path, is_local=True)
+        if has_record:
+            return self._record(path / RECORD_NAME, expected)
+        if (path / PUBLISHED / MANIFEST_NAME).is_file():
+            return Opened(file_ref(path / PUBLISHED), name, expected, None, path / PUBLISHED, is_local=True)
+        if (path / BUNDLE_NAME).is_file():
+            bundle = path / BUNDLE_NAME
+            return Opened(file_ref(bundle), name, expected, LocalFile(bundle), None, is_local=True)
+        if (path / MANIFEST_NAME).is_file():
+            return Opened(file_ref(path), name, expected, None, path, is_local=True)
+        raise ArchiveRefusedError(
+            f"{quoted(str(path))} is a folder without {MANIFEST_NAME}, {BUNDLE_NAME} or {RECORD_NAME}",
+            hint="give the archive, the folder it was unpacked to, or the checkpoint it was published from",
         )
-    if unpacked:
-        return Opened(file_ref(path), path.resolve().name, expected, None, path, is_local=True)
-    if has_record:
-        return _open_record(path / RECORD_NAME, expected, options, limits, stack)
-    if (path / PUBLISHED / MANIFEST_NAME).is_file():
-        inner = path / PUBLISHED
-        return Opened(file_ref(inner), path.resolve().name, expected, None, inner, is_local=True)
-    if (path / BUNDLE_NAME).is_file():
-        bundle = path / BUNDLE_NAME
-        return Opened(file_ref(bundle), path.resolve().name, expected, LocalFile(bundle), None, is_local=True)
-    if (path / MANIFEST_NAME).is_file():
-        return Opened(file_ref(path), path.resolve().name, expected, None, path, is_local=True)
-    raise ArchiveRefusedError(
-        f"{quoted(str(path))} is a folder without {MANIFEST_NAME}, {BUNDLE_NAME} or {RECORD_NAME}",
-        hint="give the archive, the folder it was unpacked to, or the checkpoint it was published from",
-    )
+
+    def _record(self, path: Path, expected: Expected) -> Opened:
+        from ari_core.record import read_record  # noqa: PLC0415 - pydantic, which nothing else here needs
+
+        record = read_record(path.parent)
+        if record is None or not record.ref:
+            raise CheckpointNotFoundError(f"{quoted(str(path))} names no published copy", hint="publish first")
+        if expected.bundle_sha256 is None and is_sha256(record.bundle_sha256):
+            expected = Expected(record.bundle_sha256, "record")
+        target = local_path(record.ref)
+        if target is not None and (target.name == RECORD_NAME or (target / RECORD_NAME).exists()):
+            raise UsageError(f"{quoted(str(path))} names a checkpoint, not a published copy")
+        # The folder may be a stranger's: their choice of a host must not get the reader's tokens.
+        self._context = OpenContext(anonymous=True)
+        self._options = {**record.options, **self._options}
+        return self.open(record.ref, expected)
+
+    def _remote(self, ref: str, expected: Expected) -> Opened:
+        from ari_core.plugins import load_plugins  # noqa: PLC0415 - a local file needs no plugin
+        from ari_core.settings import open_for_ref  # noqa: PLC0415
+        from ari_core.wrappers import DeadlineBackend, RetryBackend  # noqa: PLC0415
+
+        found = open_for_ref(ref, options=self._options, context=self._context, plugins=load_plugins())
+        backend: Backend = RetryBackend(DeadlineBackend(found, deadline()))
+        self._stack.callback(backend.close)
+        locator = backend.resolve(ref)
+        artifact = backend.stat(locator)
+        pinned = _PINNED.search(urlsplit(ref)._replace(query="", fragment="").geturl())
+        prefix = pinned[1] if pinned else ""
+        expected = Expected(
+            expected.bundle_sha256,
+            "archive-id" if prefix and expected.bundle_sha256 is None else expected.anchored_by,
+            prefix,
+            artifact.archive_sha256,
+        )
+        name = _stem(Path(urlsplit(ref).path).name)
+        source = BackendSource(backend, locator, artifact.size)
+        return Opened(backend.ref(locator), name, expected, source, None, is_local=False)
 
 
 def _is_unpacked_bundle(path: Path, limits: Limits) -> bool:
@@ -189,46 +233,6 @@ def _is_unpacked_bundle(path: Path, limits: Limits) -> bool:
     except (OSError, ArchiveRefusedError):
         return False  # whoever reads it for real says what is wrong
     return any(os.path.lexists(path / entry.path) for entry in listed)
-
-
-def _open_record(
-    path: Path, expected: Expected, options: Mapping[str, str], limits: Limits, stack: ExitStack
-) -> Opened:
-    from ari_core.record import read_record  # noqa: PLC0415 - pydantic, which nothing else here needs
-
-    record = read_record(path.parent)
-    if record is None or not record.ref:
-        raise CheckpointNotFoundError(f"{quoted(str(path))} names no published copy", hint="publish first")
-    if expected.bundle_sha256 is None and is_sha256(record.bundle_sha256):
-        expected = Expected(record.bundle_sha256, "record")
-    target = local_path(record.ref)
-    if target is not None and target.is_dir() and (target / RECORD_NAME).exists():
-        raise UsageError(f"{quoted(str(path))} names a checkpoint, not a published copy")
-    return _open(record.ref, expected, {**record.options, **options}, limits, stack)
-
-
-def _open_remote(ref: str, expected: Expected, options: Mapping[str, str], stack: ExitStack) -> Opened:
-    from ari_core.plugins import load_plugins  # noqa: PLC0415 - a local file needs no plugin
-    from ari_core.settings import open_for_ref  # noqa: PLC0415
-    from ari_core.wrappers import DeadlineBackend, RetryBackend  # noqa: PLC0415
-
-    found = open_for_ref(ref, options=options, context=OpenContext(), plugins=load_plugins())
-    backend: Backend = RetryBackend(DeadlineBackend(found, deadline()))
-    stack.callback(backend.close)
-    locator = backend.resolve(ref)
-    artifact = backend.stat(locator)
-    pinned = _PINNED.search(urlsplit(ref)._replace(query="", fragment="").geturl())
-    prefix = pinned[1] if pinned else ""
-    expected = Expected(
-        expected.bundle_sha256,
-        "archive-id" if prefix and expected.bundle_sha256 is None else expected.anchored_by,
-        prefix,
-        artifact.archive_sha256,
-    )
-    source = BackendSource(backend, locator, artifact.size)
-    return Opened(
-        backend.ref(locator), _stem(Path(urlsplit(ref).path).name), expected, source, None, is_local=False
-    )
 
 
 def _claimed_exactly(path: Path) -> bool:
