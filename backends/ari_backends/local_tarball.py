@@ -25,7 +25,6 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -46,6 +45,7 @@ from ari_core.errors import (
     VerificationError,
     from_os_error,
 )
+from ari_core.filerefs import file_ref, path_of
 from ari_core.fs import Staging, fsync_folder, write_all, write_durably
 from ari_core.limits import Limits
 from ari_core.names import BUNDLE_NAME, MANIFEST_NAME, STAGING_PREFIX, quoted
@@ -58,10 +58,6 @@ _OURS: Final = re.compile(rf"bundle(-[0-9a-f]{{{_ID_DIGITS}}})?\.tar\.gz")
 _LOCK: Final = STAGING_PREFIX + "lock"
 _STAGED: Final = "bundle"
 _KEPT: Final = "kept"
-# RFC 8089, sections 2 and appendix B: file:/path, file:///path, file://localhost/path.
-_FILE_REF: Final = re.compile(
-    r"file:(?://(?P<host>[^/?#]*)(?=/)|(?!//))(?P<path>/[^?#]*)", re.IGNORECASE | re.DOTALL
-)
 
 
 class LocalTarballSettings(BaseModel):
@@ -264,33 +260,7 @@ class LocalTarball(Backend):
             VerificationError: It is damaged.
         """
         with self._errors():
-            return _manifest_in(_File(Path(locator)))
-
-
-# -- refs --------------------------------------------------------------------------------------------------------
-
-
-def file_ref(path: str) -> str:
-    """Returns the ``file:///`` ref of an absolute path, also of one that is not UTF-8."""
-    return "file://" + quote_from_bytes(os.fsencode(path))
-
-
-def path_of(ref: str) -> Path:
-    """Returns the absolute path that a ``file:`` ref names.
-
-    Raises:
-        Unsupported: It is not such a ref, or one of another machine.
-    """
-    parts = _FILE_REF.fullmatch(ref)
-    try:
-        path = os.fsdecode(unquote_to_bytes(parts["path"])) if parts else ""
-    except UnicodeEncodeError:  # a lone surrogate
-        path = ""
-    if not parts or not path or "\0" in path:
-        raise Unsupported(f"{quoted(ref[:200])} is not a file:///absolute/path, with ? and # as %3F and %23")
-    if (parts["host"] or "localhost").lower() != "localhost":
-        raise Unsupported(f"{quoted(ref[:200])} is on another machine", hint="copy the file here first")
-    return Path(path)
+            return _manifest_in(Path(locator))
 
 
 # -- files -------------------------------------------------------------------------------------------------------
@@ -374,7 +344,7 @@ class _Existing:
     def manifest(self) -> bytes | None:
         """The manifest, or None if there is none to be found."""
         try:
-            return _manifest_in(_File(self.path))
+            return _manifest_in(self.path)
         except VerificationError:
             return None
 
@@ -483,24 +453,10 @@ def _contents(path: Path, size: int) -> bytes | None:
         return None
 
 
-def _manifest_in(file: _File) -> bytes:
-    """Reads the manifest at the head of an archive; where it is elsewhere, verifies the whole."""
-    from ari_core.bundle.gunzip import tar_chunks  # noqa: PLC0415 - most commands need none of it
-    from ari_core.bundle.untar import TarReader  # noqa: PLC0415
-    from ari_core.verification import check_archive  # noqa: PLC0415
+def _manifest_in(path: Path) -> bytes:
+    from ari_core.verification import read_manifest  # noqa: PLC0415 - storing and listing need none of it
 
-    limits = Limits.from_environment()
-    with file.open() as stream:
-        reader = TarReader(tar_chunks(stream, lambda _data: None, lambda _form: None), limits)
-        first = next(iter(reader), None)
-        if (
-            first
-            and first.path == MANIFEST_NAME
-            and not first.is_directory
-            and first.size <= limits.manifest_bytes
-        ):
-            return b"".join(bytes(piece) for piece in reader.contents())
-    return check_archive(file, limits=limits).manifest.raw
+    return read_manifest(_File(path), Limits.from_environment())
 
 
 @contextmanager

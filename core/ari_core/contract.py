@@ -6,6 +6,11 @@ Authors write the underscore methods. Nothing here retries, verifies or caches: 
 
 A backend is synchronous, may be called from several threads, and can never mark anything as verified: every
 `Artifact` it returns is a claim that core checks by hashing what it reads.
+
+It sets a time limit on each request it sends, and raises `Unavailable` when that has passed; how long a whole
+operation may take is core's business. Three things can be cancelled: a put, by its source (or `on_reserved`)
+raising, a read, by leaving its ``with`` block, and a listing, by dropping it. All else should be short: core may
+stop waiting for it, and then it goes on unheard in its thread.
 """
 
 from __future__ import annotations
@@ -114,19 +119,22 @@ class Capabilities:
     """What a store can do. Every default is the weakest promise.
 
     On the class these are the most the backend can ever do; `Backend.probe` returns what this very store does.
+    Public methods refuse what the class does not declare. What only `probe` takes away, the backend's own methods
+    refuse with `Unsupported`.
 
     Attributes:
         put: Takes new artifacts.
         delete: ``unpublished`` means only while it is staged.
         list: ``eventual`` may lag behind writes, ``immediate`` never does.
-        ranges: `Backend.open` can start in the middle without reading what is before.
+        ranges: `Backend.open` can start in the middle, as a rule without reading what is before.
         exclusive_create: Of several writers of one artifact exactly one gets ``created=True``.
         visibility: ``recorded`` keeps the level but stops nobody, ``enforced`` refuses readers.
         levels: Levels that `Backend.raise_visibility` can reach.
         stores_meta: Keeps owner, visibility and creation time with the artifact.
         atomic_updates: Racing changes of one artifact's levels and owners lose nothing. Without it, somebody else
             (a registry's database) must let one through at a time.
-        embargo: Holds an artifact back until `NewArtifact.embargo` by itself.
+        embargo: Lets nobody read before the day in `NewArtifact.embargo`, though its level was raised before.
+            Elsewhere core waits for that day with raising.
     """
 
     put: bool = False
@@ -200,7 +208,11 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """What a store says about one artifact. None: not known without reading it. All are claims."""
+    """What a store says about one artifact. All are claims.
+
+    None: not known without reading the archive, or in a listing: without another request. `visibility` is the
+    effective level; `owners` of () says that it has none.
+    """
 
     locator: Locator
     size: int | None = None
@@ -221,9 +233,10 @@ class NewArtifact:
         wish: The visibility the author wants in the end; the artifact itself starts staged.
         embargo: Day before which nobody may read it, for stores with ``embargo``.
         description: Facts for stores that show them (title, license, creators, …), as JSON values.
-        previous: The artifact this checkpoint published last, which this one supersedes, with its digests as far as
-            they are known: the place may hold something else by now.
-        replace: The author lets this take the place of whatever is in the way.
+        previous: The artifact this checkpoint published last, which this one supersedes, with its digests as far
+            as they are known. Compare them: its place may hold something else by now, which does not give way. It
+            can be of another store of this kind: ignore it then.
+        replace: The author lets this take the place of whatever is in the way, which is lost.
     """
 
     created: datetime
@@ -238,9 +251,9 @@ class NewArtifact:
 class Source(ABC):
     """Core's side of a put: a verified gzip archive to read.
 
-    `open` may be called again for a second attempt. The stream raises before its end if anything disagrees with
-    the claims below, so a backend that makes the artifact visible only after a clean end can never store a wrong
-    one.
+    A backend opens it at most once in each put, since a download may be behind it; it is opened again by a second
+    put, when core tries again. The stream raises before its end if anything disagrees with the claims below, so a
+    backend that makes the artifact visible only after a clean end can never store a wrong one.
 
     Attributes:
         size: Bytes of the archive.
@@ -267,7 +280,11 @@ class Source(ABC):
 
     @property
     def local_path(self) -> Path | None:
-        """A file that core owns and the backend may move or link instead of reading, or None."""
+        """A file with the whole archive, or None.
+
+        A backend may link or clone it instead of reading; it must not move or change it, since a second attempt
+        needs it again. To ask for it counts as having read the source.
+        """
         return None
 
 
@@ -278,8 +295,9 @@ class OpenContext:
     Attributes:
         checkpoint: The checkpoint directory, when there is one.
         warn: Shows the user one line.
-        anonymous: The ref comes from a file that may be a stranger's (a record in a downloaded folder): use no
-            credentials, not even those that an SDK finds by itself. Core has removed secrets from the settings.
+        anonymous: The ref comes from a file that may be a stranger's (a record in a downloaded folder). The only
+            secrets in the settings are those given for this very run: use no others, so none that an SDK or an
+            HTTP client finds by itself (in the environment, in ``~/.netrc``, as a role of the machine).
     """
 
     checkpoint: Path | None = None
@@ -295,12 +313,16 @@ class Backend(ABC):
         capabilities: The most this backend can do.
         Settings: A pydantic model with ``extra="forbid"``; secrets as `pydantic.SecretStr`.
         aliases: Environment variables read for a setting besides ``ARI_<BACKEND>_<KEY>``, by setting.
+        reader_settings: Settings, none of them secret, that a reader of our refs must repeat as ``-o key=value``.
+            They stand in records, also in strangers': nothing that decides about trust (a proxy, a CA file)
+            belongs here.
     """
 
     name: ClassVar[str]
     capabilities: ClassVar[Capabilities]
     Settings: ClassVar[type[BaseModel]]
     aliases: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    reader_settings: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, settings: Any, context: OpenContext | None = None) -> None:
         """Keeps the settings. Opening is not creating: make no folder and send no request here."""
@@ -311,7 +333,10 @@ class Backend(ABC):
 
     @abstractmethod
     def _resolve(self, ref: str) -> Locator:
-        """Turns a ref into a pinned locator (a version, a full id). May use the network."""
+        """Turns a ref into a pinned locator (a version, a full id). May use the network.
+
+        What is no ref of this backend is `Unsupported`.
+        """
 
     @abstractmethod
     def _ref(self, locator: Locator) -> str:
@@ -323,10 +348,17 @@ class Backend(ABC):
 
     @abstractmethod
     def _open(self, locator: Locator, offset: int) -> AbstractContextManager[ReadStream]:
-        """Reads from `offset`, which is 0 unless ``ranges`` is declared. ``read(n)`` returns b"" at the end."""
+        """Reads from `offset`, which is 0 unless the class declares ``ranges``; ``read(n)`` gives b"" at the end.
+
+        `_stat` has just found the artifact. An `offset` equal to its size gives an empty stream. Where this very
+        server ignores ranges, read and throw away what is before.
+        """
 
     def _probe(self) -> Capabilities:
-        """Returns what this very store does; checks reach and credentials, cheaply."""
+        """Returns what this very store does; checks reach and credentials, cheaply, and writes nothing.
+
+        What only writing would show counts as absent until a put has shown it.
+        """
         return self.capabilities
 
     def _close(self) -> None:  # noqa: B027 - nothing to let go of is the common case
@@ -343,20 +375,16 @@ class Backend(ABC):
         raise NotImplementedError
 
     def _delete(self, locator: Locator) -> None:
-        """Removes metadata first, then bytes; absent is fine."""
+        """Removes metadata first, then bytes, also of a name only reserved; absent is fine."""
         raise NotImplementedError
 
     def _list(self, after: str | None) -> Iterator[tuple[Artifact, str]]:
-        """Yields artifacts with the cursor that continues behind each."""
+        """Yields artifacts with the cursor that continues behind each; see `list`."""
         raise NotImplementedError
 
     def _translate(self, error: Exception) -> BackendError | None:  # noqa: ARG002 - for authors to use
         """Turns a foreign exception (of an SDK, of the system) into ours; None if it is not known."""
         return None
-
-    def reader_options(self) -> Mapping[str, str]:
-        """Settings without secrets that a reader of our refs must repeat as ``-o key=value``."""
-        return {}
 
     # -- for callers: final --------------------------------------------------------------------------------------
 
@@ -432,22 +460,29 @@ class Backend(ABC):
     ) -> tuple[Artifact, bool]:
         """Stores an archive. It starts staged, and nothing is visible before the source ended cleanly.
 
-        A name that was reserved outlives a failure: it holds nothing, `delete` takes it, `resume` goes on with it.
+        Every put begins with a look whether the archive is there already: to call it again is how core tries again
+        when an answer was lost.
 
         Args:
             source: The archive; an exception while reading it means: abort, leave nothing. It passes through
-                unchanged, whatever it is.
+                unchanged, whatever it is. Only a name that was reserved outlives a failure: it holds nothing, so
+                `stat` and `open` do not find it; `delete` takes it, `resume` goes on with it.
             new: What goes with it.
-            resume: What an interrupted put from this checkpoint reserved, perhaps for another bundle: the backend
-                goes on with it, or starts afresh if it is of no use.
-            on_reserved: Called as soon as a durable name exists, so that the caller can note it and resume.
+            resume: What an interrupted put from this checkpoint reserved, perhaps for another bundle or in another
+                store of this kind: the backend goes on with it, or starts afresh if it is of no use.
+            on_reserved: Called as soon as a durable name exists, before any bytes are sent, so that the caller can
+                note it and resume. If it raises: abort. Stores whose names follow from the content, or from the
+                settings, have nothing to reserve.
 
         Returns:
-            What is stored, and whether this call created it. The same archive again gives ``created=False``.
+            What is stored, and whether this call created it. The same archive again gives ``created=False`` and
+            changes nothing; so does the same bundle in another packing, where a place is for one bundle. A store
+            whose names do not tell finds it by `resume` and `new.previous`, else by a search, which may lag:
+            without ``exclusive_create``, two writers at once may get two places.
 
         Raises:
             Unsupported: This store takes no artifacts.
-            AlreadyExists: Something else is stored in this place.
+            AlreadyExists: Something else is stored in this place, and `new` does not let it give way.
             BackendError: Anything else.
         """
         self._require(put=self.capabilities.put)
@@ -463,10 +498,12 @@ class Backend(ABC):
 
     @final
     def raise_visibility(self, locator: Locator, target: Visibility) -> Visibility:
-        """Raises the level to at least `target`; racing calls end at the highest.
+        """Raises the artifact's own level to at least `target`.
+
+        With ``atomic_updates``, racing calls end at the highest. Owners keep theirs: `SupportsOwners.raise_own`.
 
         Returns:
-            The level now stored.
+            The effective level now: the highest of the artifact's own and its owners'.
 
         Raises:
             Unsupported: `target` is not a level of this store; nothing was changed.
@@ -481,7 +518,7 @@ class Backend(ABC):
 
     @final
     def delete(self, locator: Locator) -> None:
-        """Deletes an artifact; one that is absent is fine.
+        """Deletes an artifact, or a name that was only reserved; absent is fine.
 
         Raises:
             Unsupported: This store deletes nothing, or not this.
@@ -493,7 +530,11 @@ class Backend(ABC):
 
     @final
     def list(self, after: str | None = None) -> Iterator[tuple[Artifact, str]]:
-        """Yields every artifact once, each with the cursor that continues behind it.
+        """Yields every artifact that these credentials may list, once, with the cursor that continues behind it.
+
+        What is there all the time is listed; what comes or goes meanwhile may be. So a cursor is a place in an
+        order that does not shift (a name, a key; not a page number), of use even if what was there is gone. Facts
+        that would take a request for each artifact stay None.
 
         Raises:
             Unsupported: This store lists nothing.
@@ -584,10 +625,10 @@ class SupportsProviderChecksum(Protocol):
 
 @runtime_checkable
 class SupportsWorkdir(Protocol):
-    """Names a folder where core should build an archive, so that storing it is a rename."""
+    """Names a folder where core should build an archive, so that storing it is a link (`Source.local_path`)."""
 
     def workdir(self) -> Path:
-        """Returns an existing folder."""
+        """Returns an existing folder; creates it if need be."""
 
 
 @runtime_checkable
@@ -595,13 +636,24 @@ class SupportsOwners(Protocol):
     """Ownership, for stores that serve a registry. Each owner has a level of their own."""
 
     def claim(self, locator: Locator, user: str) -> None:
-        """Makes `user` an owner too, staged; one who is one already stays as they are."""
+        """Makes `user` an owner too, staged; one who is one already stays as they are.
+
+        Raises:
+            NotFound: There is no such artifact.
+        """
 
     def raise_own(self, locator: Locator, user: str, target: Visibility) -> Visibility:
-        """Raises the level of one owner; returns the effective level of the artifact."""
+        """Raises the level of one owner; returns the effective level of the artifact.
+
+        Raises:
+            NotFound: There is no such artifact, or `user` is no owner of it.
+        """
 
     def disclaim(self, locator: Locator, user: str) -> None:
-        """Removes `user` from the owners. With the last one the artifact goes, in the same step."""
+        """Removes `user` from the owners; one who is none changes nothing, and absent is fine.
+
+        With the last one the artifact goes, in the same step.
+        """
 
 
 # -- what stands between a backend and its caller ----------------------------------------------------------------
@@ -716,7 +768,7 @@ class WatchedSource(Source):
 
     @property
     def local_path(self) -> Path | None:
-        """A file to move or link, or None."""
+        """A file to link, or None."""
         path = self._inner.local_path
         self.handed_over = path is not None
         return path

@@ -17,6 +17,7 @@
     ├── CheckpointNotFoundError       no checkpoint, no ear/, nothing published
     ├── LocalPermissionError
     ├── DiskFullError
+    ├── DiskError                     the disk or file system fails
     ├── PartlyDoneError
     ├── InterruptedByUserError
     ├── BackendError
@@ -124,6 +125,10 @@ class LocalPermissionError(AriError):
 
 class DiskFullError(AriError):
     """No space left, or over the quota, on a local disk."""
+
+
+class DiskError(AriError):
+    """The disk or file system fails to read or write."""
 
 
 class PartlyDoneError(AriError):
@@ -261,6 +266,7 @@ TABLE: dict[type[AriError], Case] = {
     CheckpointNotFoundError: Case("checkpoint-not-found", 3, 404, None),
     LocalPermissionError: Case("permission", 4, 500, "check who owns the file or folder and its mode"),
     DiskFullError: Case("disk-full", 5, 507, "free some space first: trying again without that will not help"),
+    DiskError: Case("disk-error", 5, 500, "look at the disk: the system log says more"),
     PartlyDoneError: Case("partly-done", 6, 500, "run the same command again for what is left"),
     InterruptedByUserError: Case("interrupted", 130, 499, None),
     BackendError: Case("backend", 70, 500, None),
@@ -310,6 +316,7 @@ class Problem:
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NAMES = {errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EILSEQ}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -329,7 +336,9 @@ def from_os_error(error: OSError, doing: str) -> AriError:
         return LocalPermissionError(message)
     if error.errno in {errno.ENOENT, errno.ENOTDIR}:
         return CheckpointNotFoundError(message)
-    return UsageError(message)
+    if error.errno in _NAMES:
+        return UsageError(message)
+    return DiskError(message)
 
 
 def escape(text: str) -> str:

@@ -180,6 +180,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _integer(text: str) -> int:
     if len(text) > _INTEGER_DIGITS:
         _refuse(f"has a number of {len(text)} digits")
+    if text == "-0":
+        _refuse("has the number -0, which not every program reads as 0")
     return int(text)
 
 

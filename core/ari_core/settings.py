@@ -17,7 +17,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import pydantic
 
@@ -28,7 +28,6 @@ from ari_core.errors import (
     CheckpointNotFoundError,
     ConfigurationError,
     UnknownBackend,
-    UsageError,
     escape,
 )
 from ari_core.plugins import LoadedPlugins, load_plugins
@@ -152,9 +151,19 @@ def open_for_ref(
     context: OpenContext | None = None,
     plugins: LoadedPlugins | None = None,
     *,
+    recorded: Mapping[str, str] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Backend:
     """Opens the backend that a ref belongs to, which is still to be resolved.
+
+    Args:
+        ref: The ref.
+        options: From ``-o``.
+        context: The run; with ``anonymous`` no secret but those in `options` is used.
+        plugins: Default: what is installed.
+        recorded: Options that stand beside the ref in a record, perhaps a stranger's: only
+            `Backend.reader_settings` count.
+        environment: Instead of the process's own.
 
     Raises:
         PluginError: No backend or several claim the ref, or the one that does cannot be loaded.
@@ -162,7 +171,10 @@ def open_for_ref(
         BackendError: The backend refuses its settings.
     """
     plugins = plugins or load_plugins()
-    return _open(plugins.select(ref), None, options, context, plugins, environment)
+    spec = plugins.select(ref)
+    known = plugins.load_class(spec).reader_settings
+    options = {**{k: v for k, v in (recorded or {}).items() if k in known}, **(options or {})}
+    return _open(spec, None, options, context, plugins, environment)
 
 
 def find_backend(
@@ -258,9 +270,10 @@ def check_settings(cls: type[Backend], sourced: Sourced) -> Any:
     Raises:
         ConfigurationError: A bad or a missing value; names its source, never a secret.
     """
+    values = {key: _expanded(cls, key, value) for key, value in sourced.values.items()}
     try:
         # Values of -o and the environment are text, so "3" must do for a number even in a strict model.
-        return cls.Settings.model_validate(dict(sourced.values), strict=False)
+        return cls.Settings.model_validate(values, strict=False)
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = str(first["loc"][0]) if first["loc"] else ""
@@ -290,20 +303,11 @@ def is_secret(model: type[pydantic.BaseModel], key: str) -> bool:
     return info is not None and _mentions_secret(info.annotation)
 
 
-def parse_options(pairs: Iterable[str]) -> dict[str, str]:
-    """Turns ``["key=value", …]``, as given with ``-o``, into a mapping.
-
-    Raises:
-        UsageError: One has no ``=``, or a key is given twice with different values.
-    """
-    options: dict[str, str] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise UsageError("-o needs KEY=VALUE", hint="for example: -o out=/some/folder")
-        if options.setdefault(key, value) != value:
-            raise UsageError(f"-o {escape(key)}=… is given twice with different values")
-    return options
+def reader_options(backend: Backend) -> dict[str, str]:
+    """Returns what a reader of this backend's refs must give as ``-o``: its `reader_settings` that were set."""
+    fields = fields_of(backend.Settings)
+    values = {key: getattr(backend.settings, key) for key in backend.reader_settings}
+    return {key: str(value) for key, value in values.items() if value not in {None, fields[key].default}}
 
 
 def _open(
@@ -325,6 +329,13 @@ def _open(
     except Exception as error:
         what = _without_secrets(f"{type(error).__name__}: {escape(str(error))}", cls, sourced)
         raise BackendBug(f"the backend '{spec.name}' failed to open: {what}") from error
+
+
+def _expanded(cls: type[Backend], key: str, value: Any) -> Any:
+    """Expands ``~``, which the shell does not do behind a ``=``, in what is a path."""
+    annotation = fields_of(cls.Settings)[key].annotation
+    is_path = annotation is Path or Path in get_args(annotation)
+    return os.path.expanduser(value) if is_path and isinstance(value, str) else value  # noqa: PTH111 - stays text
 
 
 def _config_home(env: Mapping[str, str]) -> Path:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,7 +135,7 @@ def check_archive(
         ArchiveRefusedError: A rule of the format is broken.
         ContentMismatchError: A file differs from the manifest, is missing or extra, and `collect` is not set.
     """
-    comparison = _Comparison(collect=collect)
+    comparison = _Comparison(limits, collect=collect)
     reading = _Reading(source, limits, progress)
     with reading.open() as reader:
         members = iter(reader)
@@ -190,7 +190,7 @@ def check_tree(
     """
     manifest = parse_manifest(read_tree_manifest(folder / MANIFEST_NAME, limits), limits)
     wanted = sink if expected in {None, manifest.bundle_sha256} else None
-    comparison = _Comparison(collect=collect)
+    comparison = _Comparison(limits, collect=collect)
     comparison.start(manifest)
     if wanted:
         _write(wanted, MANIFEST_NAME, [memoryview(manifest.raw)], executable=False)
@@ -205,13 +205,32 @@ def check_tree(
 
 def unlisted(folder: Path, manifest: Manifest, limits: Limits) -> list[Problem]:
     """Finds what lies in an unpacked bundle and is not in its manifest, without reading any contents."""
-    comparison = _Comparison(collect=True)
+    comparison = _Comparison(limits, collect=True)
     comparison.start(manifest)
     walk = _TreeWalk(folder, limits, comparison, ignore_os_files=False)
     for path, _ in walk.files():
         comparison.claim(path)
     comparison.finish(walk.folders)
     return [problem for problem in comparison.problems if problem.kind == "extra"]
+
+
+def read_manifest(source: ByteSource, limits: Limits) -> bytes:
+    """Reads the manifest's bytes: cheap where it comes first; where it does not, verifies the whole archive.
+
+    Raises:
+        VerificationError: There is none to be found.
+    """
+    with source.open() as stream:
+        reader = TarReader(tar_chunks(stream, lambda _data: None, lambda _form: None), limits)
+        first = next(iter(reader), None)
+        if (
+            first
+            and first.path == MANIFEST_NAME
+            and not first.is_directory
+            and first.size <= limits.manifest_bytes
+        ):
+            return b"".join(bytes(piece) for piece in reader.contents())
+    return check_archive(source, limits=limits).manifest.raw
 
 
 class _Reading:
@@ -283,7 +302,7 @@ class _Scan:
     def folder(self, path: str) -> None:
         if path:
             self.folders.add(path)
-        self._bound(self.folders, "directories")
+        _bound(self.folders, self._limits, "directories")
 
     def compare(self, comparison: _Comparison) -> None:
         """Compares what was hashed with the manifest that came behind it."""
@@ -306,13 +325,7 @@ class _Scan:
             for piece in self._reader.contents():
                 digest.update(piece)
         self._files[member.path] = _Seen(member.size, digest.hexdigest())
-        self._bound(self._files, "files", spare=1)
-
-    def _bound(self, found: set[str] | dict[str, _Seen], what: str, spare: int = 0) -> None:
-        if len(found) > self._limits.files + spare:  # one to spare for the manifest itself
-            raise ArchiveRefusedError(
-                f"more than {self._limits.files} {what}, the limit ({how_to_raise('files')})"
-            )
+        _bound(self._files, self._limits, "files", spare=1)  # the manifest itself does not count
 
     def _may_be_manifest(self, path: str) -> bool:
         """Only the root, or the top directory of the very first file, can hold the manifest."""
@@ -342,9 +355,11 @@ class _Scan:
 class _Comparison:
     """The manifest against what was found, both ways."""
 
-    def __init__(self, *, collect: bool) -> None:
+    def __init__(self, limits: Limits, *, collect: bool) -> None:
+        self._limits = limits
         self._collect = collect
         self._pending: dict[str, FileEntry | None] = {}  # None: already found
+        self._extra: set[str] = set()
         self.problems: list[Problem] = []
 
     def start(self, manifest: Manifest) -> None:
@@ -356,14 +371,14 @@ class _Comparison:
 
     def claim(self, path: str) -> FileEntry | None:
         """Returns the entry for a path that was found, once."""
-        if path not in self._pending:
-            if path == MANIFEST_NAME:
-                raise ArchiveRefusedError(f"{MANIFEST_NAME} is in the archive twice")
+        entry = self._pending.get(path)
+        if path in self._extra or path == MANIFEST_NAME or (entry is None and path in self._pending):
+            raise ArchiveRefusedError(f"{quoted(path)} is in the archive twice")
+        if entry is None:
+            self._extra.add(path)
+            _bound(self._extra, self._limits, "files that the manifest does not list")
             self._problem("extra", path, "is not in the manifest")
             return None
-        entry = self._pending[path]
-        if entry is None:
-            raise ArchiveRefusedError(f"{quoted(path)} is in the archive twice")
         self._pending[path] = None
         return entry
 
@@ -441,7 +456,7 @@ def _write_known(
 ) -> None:
     """Reads a verified archive again to write it, checking everything again: it may have changed in between."""
     reading = _Reading(source, limits, progress)
-    comparison = _Comparison(collect=False)
+    comparison = _Comparison(limits, collect=False)
     comparison.start(report.manifest)
     _write(sink, MANIFEST_NAME, [memoryview(report.manifest.raw)], executable=False)
     with reading.open() as reader:
@@ -452,6 +467,11 @@ def _write_known(
     comparison.finish(())
     if reading.report(report.manifest, []).archive_sha256 != report.archive_sha256:
         raise ArchiveRefusedError("the archive changed while it was being read")
+
+
+def _bound(found: Sized, limits: Limits, what: str, spare: int = 0) -> None:
+    if len(found) > limits.files + spare:
+        raise ArchiveRefusedError(f"more than {limits.files} {what}, the limit ({how_to_raise('files')})")
 
 
 def _write(

@@ -118,9 +118,10 @@ class Wrapper(Backend):
     def _translate(self, error: Exception) -> BackendError | None:
         return self.inner._translate(error)  # noqa: SLF001 - one family
 
-    def reader_options(self) -> Mapping[str, str]:
+    @property
+    def reader_settings(self) -> tuple[str, ...]:  # type: ignore[override]
         """The inner backend's."""
-        return self.inner.reader_options()
+        return self.inner.reader_settings
 
     def optional(self, protocol: type[_P]) -> _P | None:
         """Returns what the inner backend has of it."""

@@ -453,7 +453,8 @@ class HasItsOwnIdeaOfTime(MemoryBackend):
 @plant("test_metadata_is_kept")
 class KeepsOnlyPlainNames(MemoryBackend):
     def _commit(self, locator, stored):
-        owners = tuple(replace(owner, user=owner.user.encode("ascii", "ignore").decode()) for owner in stored.owners)
+        plain = [owner.user.encode("ascii", "ignore").decode() for owner in stored.owners]
+        owners = tuple(replace(owner, user=user) for owner, user in zip(stored.owners, plain, strict=True))
         return super()._commit(locator, replace(stored, owners=owners))
 
 

@@ -21,13 +21,16 @@ FOR_AUTHORS = {
     for name, method in vars(Backend).items()
     if inspect.isfunction(method) and not hasattr(method, "__final__") and not name.startswith("__")
 }
-OPTIONAL = {
-    name: method
+PROTOCOLS = {
+    protocol: {
+        name: method
+        for name, method in vars(protocol).items()
+        if inspect.isfunction(method) and not name.startswith("_")
+    }
     for protocol in vars(contract).values()
     if inspect.isclass(protocol) and protocol.__name__.startswith("Supports")
-    for name, method in vars(protocol).items()
-    if inspect.isfunction(method) and not name.startswith("_")
 }
+OPTIONAL = {name: method for methods in PROTOCOLS.values() for name, method in methods.items()}
 
 
 def sketched(path):
@@ -74,6 +77,11 @@ def test_its_methods_are_those_of_the_contract(sketch):
         name: parameters(method) for name, method in compared.items()
     }
     assert compared.keys() >= {"_resolve", "_ref", "_stat", "_open"}
+
+
+def test_an_optional_protocol_is_written_whole_or_not_at_all(sketch):
+    for protocol, methods in PROTOCOLS.items():  # `Backend.optional` would take a part of it for nothing
+        assert methods.keys() & vars(sketch).keys() in ({*methods}, set()), protocol.__name__
 
 
 def test_the_sketches_are_typed(pytestconfig):

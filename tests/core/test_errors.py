@@ -33,6 +33,7 @@ EXIT_CODES = {
     "Unavailable": 5,
     "RateLimited": 5,
     "DiskFullError": 5,
+    "DiskError": 5,
     "QuotaExceeded": 5,
     "PartlyDoneError": 6,
     "BackendBug": 70,
@@ -83,6 +84,8 @@ def test_a_subclass_of_a_plugin_takes_its_bases_row():
         (errno.EACCES, errors.LocalPermissionError),
         (errno.EROFS, errors.LocalPermissionError),
         (errno.ENOENT, errors.CheckpointNotFoundError),
+        (errno.EIO, errors.DiskError),
+        (errno.ENAMETOOLONG, errors.UsageError),
     ],
 )
 def test_system_errors_name_what_was_done(code, expected):

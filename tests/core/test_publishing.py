@@ -166,7 +166,8 @@ def test_a_dry_run_writes_nothing(checkpoint, monkeypatch, how):
     assert result.record.bundle_sha256 == digest
     assert contents(checkpoint) == before
     assert (checkpoint / "publish_record.json").read_bytes() == record
-    assert promote(checkpoint, target="public", dry_run=True).record.visibility == "staged"
+    would = promote(checkpoint, target="public", dry_run=True)
+    assert (would.dry_run, would.record.visibility) == (True, "public")
     assert contents(checkpoint) == before
 
 
@@ -213,7 +214,7 @@ def test_an_empty_bundle_needs_a_word(tmp_path):
 
 def test_the_backend_is_chosen_and_the_choice_explained(checkpoint):
     assert publish(checkpoint).backend_reason == "nothing else is configured"
-    assert publish(checkpoint, backend="local-tarball").backend_reason == "asked for"
+    assert publish(checkpoint, backend="local-tarball").backend_reason == "asked for by --backend local-tarball"
     (checkpoint / "ear" / "publish.yaml").write_text("backend: local-tarball\n")
     curate(checkpoint)
     assert publish(checkpoint, replace=True).backend_reason == "named in publish.yaml"
@@ -339,6 +340,31 @@ def test_settings_are_remembered_for_later_commands(checkpoint, tmp_path, monkey
     assert promote(checkpoint, target="public").changed
     assert delete(checkpoint).ref == ""
     assert os.listdir(tmp_path / "usb") == []
+
+
+def test_what_lies_there_now_may_be_another_authors(checkpoint, tmp_path):
+    """The record names a place. Neither deleting nor promoting may touch what somebody else put there since."""
+    out = {"out": str(tmp_path / "out")}
+    publish(checkpoint, options=out)
+    other = tmp_path / "other"
+    (other / "ear" / "code").mkdir(parents=True)
+    (other / "ear" / "code" / "x.py").write_text("x")
+    curate(other)
+    theirs = publish(other, options=out, replace=True).record
+    for call in (delete, lambda folder: promote(folder, target="public")):
+        with pytest.raises(AlreadyExists, match="another bundle"):
+            call(checkpoint)
+    assert clone(theirs.ref, tmp_path / "copy", expect_sha256=theirs.bundle_sha256)
+
+
+@pytest.mark.parametrize("how", ["flag", "environment"])
+def test_a_dry_run_deletes_nothing(checkpoint, monkeypatch, how):
+    publish(checkpoint)
+    before = contents(checkpoint)
+    if how == "environment":
+        monkeypatch.setenv("ARI_PUBLISH_DRYRUN", "1")
+    assert delete(checkpoint, dry_run=how == "flag").ref
+    assert contents(checkpoint) == before
 
 
 def test_delete_of_what_is_gone_is_fine(checkpoint):

@@ -21,6 +21,7 @@ from ari_core.errors import (
     NotAnchoredError,
     NotFound,
     UnknownBackend,
+    Unsupported,
     UsageError,
 )
 from ari_core.record import Record, write_record
@@ -83,8 +84,9 @@ def test_a_file_whose_name_looks_like_a_scheme(here, bundle):
     [
         ("absent.tar.gz", NotFound, "no file or folder"),
         ("", UsageError, "empty"),
-        ("file://elsewhere/x", UsageError, "not a file URL of this machine"),
-        ("file:relative", UsageError, "not a file URL"),
+        ("file://elsewhere/x", Unsupported, "on another machine"),
+        ("file:relative", Unsupported, "not a file:///absolute/path"),
+        ("file:///a?b", Unsupported, "%3F"),
         ("nosuch://x", UnknownBackend, "nosuch"),
         ("simplecache::file:///etc/passwd", UnknownBackend, "simplecache"),
         ("x\0y", UsageError, "NUL"),

@@ -18,7 +18,6 @@ from ari_core.errors import (
     LocalPermissionError,
     PluginLoadError,
     UnknownBackend,
-    UsageError,
 )
 from ari_core.settings import (
     collect_settings,
@@ -27,7 +26,6 @@ from ari_core.settings import (
     load_settings,
     open_backend,
     open_for_ref,
-    parse_options,
 )
 from ari_core.yamlfile import read_yaml, validate
 
@@ -242,13 +240,6 @@ def test_a_secret_of_the_wrong_type_in_a_profile_is_not_shown(config):
     error = error_of(load_settings, Shelf, profile=profile_of(environment))
     assert "'token' must be text" in error.message
     assert "20230517" not in error.message
-
-
-def test_options_of_the_command_line():
-    assert parse_options(["a=1", "b=x=y", "c="]) == {"a": "1", "b": "x=y", "c": ""}
-    assert parse_options(["a=1", "a=1"]) == {"a": "1"}
-    for bad in (["a"], ["=1"], ["a=1", "a=2"], [SECRET]):
-        assert isinstance(error_of(parse_options, bad), UsageError)
 
 
 # -- the configuration file --------------------------------------------------------------------------------------

@@ -705,24 +705,30 @@ for name, build, says in (
     ("one-zero", lambda: PACKED + b"\0", "followed by"),
     ("text", lambda: PACKED + b"text", "followed by"),
     ("half-a-header", lambda: PACKED + b"\x1f\x8b", "followed by"),
-    # As many bytes as end exactly where one read of 128 KiB ends: what follows arrives with the next read.
-    ("text-in-the-next-read", lambda: _sized(128 * 1024) + b"text", "followed by"),
-    ("member-in-the-next-read", lambda: _sized(128 * 1024) + gzip(b""), "second gzip member"),
 ):
     whole("S5", name, build, says)
 
 
 def _sized(size):
-    """An honest bundle of exactly `size` bytes."""
-    for length in (7, 8, 9, 10):  # the name in the gzip header makes up what stored blocks cannot
-        for data in range(size - 6000, size - 2000):
-            files = {**HONEST, "fill": bytes(data)}
-            rest = size - len(gzip(plain_bundle(files), level=0)) - 1
-            if 0 <= rest < 600:
-                made = gzip(plain_bundle(files), level=0, flags=FNAME, extra=b"n" * rest + b"\0")
-                assert len(made) == size, (len(made), length)
-                return made
+    """Files, and an honest bundle of them that has exactly `size` bytes: a gzip file name makes up the rest."""
+    for length in range(size - 20_000, size, BLOCK):
+        files = {**HONEST, "fill": bytes(length)}
+        tar = plain_bundle(files)
+        rest = size - len(gzip(tar, level=0))
+        if 0 < rest < 4000:
+            return files, gzip(tar, level=0, flags=FNAME, extra=b"n" * (rest - 1) + b"\0")
     raise AssertionError(size)
+
+
+# The bundle ends exactly where a read of 128 KiB ends: what follows arrives with the next one.
+READ_FILES, READ = _sized(128 * 1024)
+assert len(READ) == 128 * 1024
+for name, behind, says in (
+    ("text-in-the-next-read", b"text", "followed by"),
+    ("zeros-in-the-next-read", bytes(512), "followed by"),
+    ("member-in-the-next-read", gzip(b""), "second gzip member"),
+):
+    whole("S5", name, lambda more=behind: READ + more, says, listed=READ_FILES)
 
 
 def _zip(prefix=b""):

@@ -191,12 +191,15 @@ class MemoryBackend(Backend):
             higher = owner.user == user and target.rank > owner.visibility.rank
             return replace(owner, visibility=target) if higher else owner
 
+        if user not in {owner.user for owner in self._stored(locator).owners}:
+            raise NotFound(f"'{user}' is no owner of this artifact")
         self._set_owners(locator, lambda owners: tuple(raised(owner) for owner in owners))
         return self._level(self._stored(locator))
 
     def disclaim(self, locator, user):
         with self.space.lock:
-            if locator in self.space.items:
+            stored = self.space.items.get(locator)
+            if stored and user in {owner.user for owner in stored.owners}:
                 self._set_owners(locator, lambda owners: tuple(owner for owner in owners if owner.user != user))
                 if not self._stored(locator).owners:
                     self._delete(locator)

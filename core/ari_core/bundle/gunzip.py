@@ -18,8 +18,10 @@ _FLAG_NAMES: Final = {0x01: "FTEXT", 0x02: "FHCRC", 0x04: "FEXTRA", 0x10: "FCOMM
 _FIXED_HEADER: Final = struct.Struct("<2sBB6x")
 _LONGEST_FNAME: Final = 4096
 _SNIFF: Final = 512
+_ENOUGH: Final = 8192  # holds a gzip header with the longest file name
 
 _LOOKS_LIKE: Final = (
+    (GZIP_MAGIC, "gzip data"),
     (b"PK\x03\x04", "a zip file"),
     (b"PK\x05\x06", "an empty zip file"),
     (b"BZh", "bzip2 data"),
@@ -51,7 +53,7 @@ def tar_chunks(
         ArchiveRefusedError: It is neither, the gzip data is damaged, or something follows it.
     """
     head = b""
-    while len(head) < _SNIFF:
+    while len(head) < _ENOUGH:
         data = stream.read(CHUNK)
         if not data:
             break
@@ -71,15 +73,18 @@ def tar_chunks(
 def _appearance(head: bytes) -> str:
     if not head:
         return "is empty"
-    for magic, name in _LOOKS_LIKE:
-        if head.startswith(magic):
-            return f"looks like {name}"
+    if name := _known(head):
+        return f"looks like {name}"
     start = head.lstrip()[:15].lower()
     if start.startswith((b"<!doctype html", b"<html")):
         return "looks like a web page: the address may need a login or name a page instead of the file"
     if len(head) < _SNIFF:
         return f"has only {len(head)} bytes"
     return "looks like nothing this program knows"
+
+
+def _known(head: bytes) -> str | None:
+    return next((name for magic, name in _LOOKS_LIKE if head.startswith(magic)), None)
 
 
 def _check_gzip_header(head: bytes) -> None:
@@ -98,12 +103,17 @@ def _check_gzip_header(head: bytes) -> None:
 def _inflate(head: bytes, stream: ReadStream, on_read: Callable[[bytes], None]) -> Iterator[bytes]:
     inflater = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
     data = head
+    first = True
     while True:
         try:
             chunk = inflater.decompress(data, CHUNK)
         except igzip_lib.error as error:  # type: ignore[misc]  # the stub declares an instance
-            _refuse(f"data is damaged ({error})")
+            reason = "its checksum is wrong" if "checksum" in str(error).lower() else "it cannot be decompressed"
+            _refuse(f"data is damaged: {reason}")
         if chunk:
+            if first and chunk[257:262] != b"ustar" and (what := _known(chunk)):
+                _refuse(f"data is no tar archive: it looks like {what}")
+            first = False
             yield chunk
         if inflater.eof:
             break

@@ -25,7 +25,8 @@ _GNU: Final = b"ustar  \x00"
 _PAX_RECORD: Final = re.compile(rb"([1-9][0-9]{0,5}) ([^=\n\0]+)=")
 _PAX_SIZE: Final = re.compile(rb"0|[1-9][0-9]{0,18}")
 _PAX_TIME: Final = re.compile(rb"-?[0-9]{1,18}(\.[0-9]{0,18})?")
-_PAX_ID: Final = re.compile(rb"[0-9]{1,9}")
+_PAX_ID: Final = re.compile(rb"[0-9]{1,10}")
+_LARGEST_ID: Final = 2**32 - 1
 _PAX_NAME: Final = re.compile(rb"[^\0\n]+")
 # Ignored, but held to a form on which every program agrees.
 _PAX_IGNORED: Final = {
@@ -181,8 +182,6 @@ class TarReader:
         """Checks all that does not depend on the member's kind; returns the size field and the owner's x-bit."""
         stated = _octal(block[148:156], "checksum")
         if sum(block) - sum(block[148:156]) + 8 * 0x20 != stated:
-            if block[:2] == b"\x1f\x8b":
-                _refuse("this is gzip data inside gzip data")
             _refuse("a header's checksum is wrong: the archive is damaged")
         magic = self._check_tail(block)
         if self._magic is None:
@@ -306,7 +305,7 @@ def _pax(data: bytes) -> _Extension:
             size = int(value)
         elif (form := _PAX_IGNORED.get(key)) is None:
             _refuse(f"a pax header has {quoted(key.decode('latin-1'))}, which is not allowed")
-        elif not form.fullmatch(value):
+        elif not form.fullmatch(value) or (form is _PAX_ID and int(value) > _LARGEST_ID):
             _refuse(f"a pax header has a malformed {key.decode('ascii')}")
     return _Extension("x", path, size)
 

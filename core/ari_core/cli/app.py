@@ -32,13 +32,20 @@ class _PluginGroup(click.Group):
         return group.make_context(info_name, args, parent, **extra)
 
 
-class _Root(click.Group):
+class _InOrder(click.Group):
+    """Lists its commands in the order of a session, not of the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(self.commands)
+
+
+class _Root(_InOrder):
     """The top level: our commands, then those of plugins."""
 
     _groups: dict[str, _PluginGroup] | None = None
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        return [*self.commands, *self._plugin_groups()]  # ours in the order of a session, not of the alphabet
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *self._plugin_groups()]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         return super().get_command(ctx, cmd_name) or self._plugin_groups().get(cmd_name)
@@ -74,15 +81,20 @@ def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) 
     help="Show the version and exit.",
 )
 def app() -> None:
-    """Publish research bundles whose digest stands in the paper; clone any copy and know it is the one."""
+    """Publish research bundles whose digest stands in the paper; clone any copy and know it is the one.
+
+    \b
+    Exit status: 0 done, 1 does not verify, 2 wrong call or settings, 3 not there, 4 not allowed,
+    5 not now, 6 partly done, 70 a bug, 130 interrupted (docs/configuration.md).
+    """
 
 
-@click.group()
+@click.group(cls=_InOrder)
 def ear() -> None:
     """Curate, publish and look after a checkpoint."""
 
 
-@click.group("backends")
+@click.group("backends", cls=_InOrder)
 def stores() -> None:
     """See and try places to store bundles."""
 

@@ -59,7 +59,9 @@ def curate(checkpoint: Path | None, *, show_files: bool, no_scan_secrets: bool) 
 
 @click.command()
 @options.checkpoint
-@click.option("--backend", metavar="NAME", help="A backend or a profile; `ari backends list` shows them.")
+@click.option(
+    "--backend", metavar="NAME", help="A backend (see `ari backends list`) or a profile of the configuration file."
+)
 @options.setting
 @click.option(
     "--visibility",
@@ -81,6 +83,8 @@ def publish(
     allow_empty: bool,
 ) -> None:
     """Pack what was curated and store it, staged.
+
+    CHECKPOINT is a directory with ear/ in it; default: $ARI_CHECKPOINT_DIR, else the current directory.
 
     \b
     Examples:
@@ -121,11 +125,12 @@ def _published(done: PublishResult) -> list[str]:
     record = done.record
     if done.dry_run:
         return [
-            f"Dry run: would publish {done.file_count} files with '{record.backend}' ({done.backend_reason}).",
+            f"Dry run: would publish {output.files(done.file_count)} with '{record.backend}'"
+            f" ({done.backend_reason}).",
             f"  bundle digest  {record.bundle_sha256}",
             "  nothing was written",
         ]
-    what = "Published" if done.created else "Already there, unchanged:"
+    what = "Published" if done.created else "Already there, unchanged,"
     return [
         f"{what} with '{record.backend}' ({done.backend_reason}); visibility: {record.visibility}"
         + (f", wished for: {record.wish}" if record.wish not in {None, record.visibility} else ""),
@@ -147,6 +152,8 @@ def _published(done: PublishResult) -> list[str]:
 def promote(checkpoint: Path | None, pairs: tuple[str, ...], *, target: str | None, dry_run: bool) -> None:
     """Raise the visibility; it never goes down.
 
+    CHECKPOINT is a directory with ear/ in it; default: $ARI_CHECKPOINT_DIR, else the current directory.
+
     \b
     Examples:
       ari ear promote
@@ -165,7 +172,7 @@ def promote(checkpoint: Path | None, pairs: tuple[str, ...], *, target: str | No
         done = run(checkpoint, target=target, options=settings, dry_run=dry_run)
     record = done.record
     if done.dry_run:
-        line = f"Dry run: visibility stays {record.visibility}; nothing was changed."
+        line = f"Dry run: visibility would be {record.visibility}; nothing was changed."
     elif done.changed:
         line = f"Visibility is now {record.visibility}."
     else:
@@ -182,6 +189,8 @@ def promote(checkpoint: Path | None, pairs: tuple[str, ...], *, target: str | No
 @options.json
 def status(checkpoint: Path | None) -> None:
     """Say where a checkpoint stands.
+
+    CHECKPOINT is a directory with ear/ in it; default: $ARI_CHECKPOINT_DIR, else the current directory.
 
     \b
     Examples:
@@ -206,7 +215,7 @@ def status(checkpoint: Path | None) -> None:
         ]
         lines += [f"  also at      {copy.get('ref')}" for copy in record.copies]
         lines.append(f"  reader       {clone_command(record)}")
-    if found.embargo_ends:
+    if found.embargo_ends and record is not None and record.ref:
         lines.append(f"  embargo      until {found.embargo_ends.isoformat()}")
     if record is not None and record.pending:
         lines.append(
@@ -229,9 +238,12 @@ def status(checkpoint: Path | None) -> None:
 @options.checkpoint
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @options.setting
+@options.dry_run
 @options.json
-def delete(checkpoint: Path | None, pairs: tuple[str, ...], *, yes: bool) -> None:
+def delete(checkpoint: Path | None, pairs: tuple[str, ...], *, yes: bool, dry_run: bool) -> None:
     """Delete the published bundle from its store.
+
+    CHECKPOINT is a directory with ear/ in it; default: $ARI_CHECKPOINT_DIR, else the current directory.
 
     \b
     Examples:
@@ -242,17 +254,20 @@ def delete(checkpoint: Path | None, pairs: tuple[str, ...], *, yes: bool) -> Non
     from ari_core.workflows.checkpoint import find_checkpoint
     from ari_core.workflows.delete import delete as run
     from ari_core.workflows.promote import published_record
+    from ari_core.workflows.publish import is_dry_run
 
     record = published_record(find_checkpoint(checkpoint))
-    if not yes:
+    dry_run = dry_run or is_dry_run()
+    if not (yes or dry_run):
         if not sys.stdin.isatty():
             raise UsageError("deleting needs a yes", hint="add --yes")
         cited = " It is public: a paper may cite it." if record.visibility in {"public", "unlisted"} else ""
         click.confirm(f"Delete {record.ref}?{cited}", abort=True, err=True)
-    gone = run(checkpoint, options=options.settings(pairs))
-    output.result(
-        _fields(gone), f"Deleted {record.ref}", "  what was published is still named in the record's history"
-    )
+    gone = run(checkpoint, options=options.settings(pairs), dry_run=dry_run)
+    if dry_run:
+        output.result(_fields(gone), f"Dry run: would delete {record.ref}; nothing was changed.")
+    else:
+        output.result(_fields(gone), f"Deleted {record.ref}", "  its digest is still in the record's history")
 
 
 def _fields(record: Record) -> dict[str, Any]:

@@ -58,7 +58,8 @@ def show(name: str, pairs: tuple[str, ...]) -> None:
     lines.append("settings (-o KEY=VALUE, else environment, profile, default):")
     for setting in found.settings:
         value = f" = {setting.value} ({setting.source})" if setting.value is not None else ""
-        need = "required" if setting.required else f"default: {setting.default}"
+        default = "no default" if setting.default in {None, "None"} else f"default: {setting.default}"
+        need = "required" if setting.required else default
         lines.append(f"  {setting.key} <{setting.type}>{value}; {need}; {', '.join(setting.variables)}")
         if setting.help:
             lines.append(f"      {setting.help}")

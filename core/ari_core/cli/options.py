@@ -30,7 +30,9 @@ expect_sha256 = click.option(
 require_digest = click.option(
     "--require-digest", is_flag=True, help="Fail when there is no digest to compare with."
 )
-dry_run = click.option("--dry-run", is_flag=True, help="Check everything, change nothing.")
+dry_run = click.option(
+    "--dry-run", is_flag=True, help="Check what can be checked without writing; change nothing."
+)
 _token = click.option(
     "--token", metavar="NAME", help="Environment variable that holds the access token (or the token)."
 )

@@ -106,6 +106,8 @@ def verify(
 ) -> int:
     """Read all of a copy and list what does not agree.
 
+    REF is where the copy is: a path, file:///…, https://…, or what an installed backend knows.
+
     \b
     Examples:
       ari verify bundle.tar.gz --expect-sha256 3672addf…6448
@@ -160,6 +162,8 @@ def show(
     ref: str, pairs: tuple[str, ...], *, token: str | None, token_file: str | None, max_download: str | None
 ) -> None:
     """Show what a copy holds, without unpacking it.
+
+    REF is where the copy is: a path, file:///…, https://…, or what an installed backend knows.
 
     \b
     Examples:

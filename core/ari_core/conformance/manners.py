@@ -82,15 +82,14 @@ class Manners(Knobs):
             backend.Settings.model_validate({"no_such_setting": "1"})
         assert "extra_forbidden" in {error["type"] for error in caught.value.errors()}
         assert backend.aliases.keys() <= backend.Settings.model_fields.keys()
-        assert backend.reader_options().keys() <= backend.Settings.model_fields.keys()
+        assert set(backend.reader_settings) <= backend.Settings.model_fields.keys()
 
     def test_no_secret_is_shown(self, backend: Backend) -> None:
-        """No secret is in a representation, a locator, a ref, a reader's options or an error."""
+        """No secret is in a representation, a locator, a ref or an error."""
         secrets = secrets_of(backend.settings)
         need(secrets, "the settings hold no secret: give the fixture's backend one, if it can have any")
         locator = self.seed(backend, make_bundle())
         shown = [repr(backend), repr(backend.settings), str(backend.settings), str(locator), backend.ref(locator)]
-        shown += backend.reader_options().values()
         for ref in ("", backend.ref(locator) + "-no-such-thing", "nothing-like-this"):
             try:
                 backend.stat(backend.resolve(ref))

@@ -9,22 +9,27 @@ from pathlib import Path
 from ari_core.errors import NotFound
 from ari_core.record import Record, write_record
 from ari_core.workflows.checkpoint import find_checkpoint
-from ari_core.workflows.promote import open_recorded, published_record
+from ari_core.workflows.promote import open_recorded, published_record, require_own
+from ari_core.workflows.publish import is_dry_run
 
 
-def delete(checkpoint: str | Path | None = None, *, options: Mapping[str, str] | None = None) -> Record:
+def delete(
+    checkpoint: str | Path | None = None, *, options: Mapping[str, str] | None = None, dry_run: bool = False
+) -> Record:
     """Deletes the published bundle from its store; copies elsewhere stay.
 
     Args:
         checkpoint: The checkpoint; default as for `publish`.
         options: Settings of the backend.
+        dry_run: Check and change nothing; ``$ARI_PUBLISH_DRYRUN`` does the same.
 
     Returns:
-        The record as it stands now, without a ref.
+        The record as it stands now, without a ref; for a dry run, as it was.
 
     Raises:
         CheckpointNotFoundError: Nothing was published from it.
         Unsupported: The store deletes nothing, or not this.
+        AlreadyExists: Another bundle is in that place by now; it was not touched.
         AriError: As the backend says.
     """
     folder = find_checkpoint(checkpoint)
@@ -33,7 +38,12 @@ def delete(checkpoint: str | Path | None = None, *, options: Mapping[str, str] |
         open_recorded(folder, record, options) as store,
         contextlib.suppress(NotFound),
     ):  # absent is what was asked for
-        store.delete(store.resolve(record.ref))
+        locator = store.resolve(record.ref)
+        require_own(store, locator, record)
+        if not (dry_run or is_dry_run()):
+            store.delete(locator)
+    if dry_run or is_dry_run():
+        return record
     gone = record.with_event("deleted", backend=record.backend, ref=record.ref, bundle_sha256=record.bundle_sha256)
     gone = gone.model_copy(update={"ref": "", "archive_sha256": None, "pending": None})
     write_record(folder, gone)

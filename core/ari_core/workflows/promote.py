@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 
-from ari_core.contract import Backend, OpenContext, Visibility
-from ari_core.errors import AriError, CheckpointNotFoundError, UsageError
+from ari_core.contract import Backend, Locator, OpenContext, SupportsManifest, Visibility
+from ari_core.errors import AlreadyExists, AriError, CheckpointNotFoundError, UsageError, VerificationError
+from ari_core.limits import Limits
+from ari_core.manifest import parse_manifest
 from ari_core.names import quoted
 from ari_core.plugins import load_plugins
 from ari_core.record import Record, now, read_record, write_record
 from ari_core.settings import open_backend
+from ari_core.verification import read_manifest
 from ari_core.workflows.checkpoint import find_checkpoint
 from ari_core.workflows.publish import check_wish, embargo_end, is_dry_run
+from ari_core.workflows.refs import BackendSource
 from ari_core.wrappers import RetryBackend
 
 
@@ -68,13 +72,14 @@ def promote(
                 f"visibility only moves up: this bundle is {present}, which is above {level}",
                 hint="nothing was changed",
             )
-        if dry_run or (level == present and kind == "none"):
-            return PromoteResult(record, changed=False, enforced=kind == "enforced", dry_run=dry_run)
+        if dry_run:
+            would = record.model_copy(update={"visibility": str(level)})
+            return PromoteResult(would, changed=level != present, enforced=kind == "enforced", dry_run=True)
         try:
+            locator = store.resolve(record.ref)
+            require_own(store, locator, record)  # what is gone cannot be promoted, and what is another's must not
             if kind != "none":
-                level = store.raise_visibility(store.resolve(record.ref), level)
-            else:
-                store.stat(store.resolve(record.ref))  # what is gone cannot be promoted
+                level = store.raise_visibility(locator, level)
         except AriError:
             write_record(folder, record.with_event("promotion failed", promote_failed_at=now()))
             raise
@@ -104,6 +109,37 @@ def open_recorded(checkpoint: Path, record: Record, options: Mapping[str, str] |
     return RetryBackend(
         open_backend(record.profile or record.backend, settings, OpenContext(checkpoint), load_plugins())
     )
+
+
+def require_own(store: Backend, locator: Locator, record: Record) -> None:
+    """Checks that the place a record names still holds the bundle that was published from here.
+
+    Raises:
+        NotFound: It is gone.
+        AlreadyExists: Another one is there by now; it was not touched.
+    """
+    artifact = store.stat(locator)
+    if artifact.archive_sha256 and record.archive_sha256:
+        own = artifact.archive_sha256 == record.archive_sha256
+    elif artifact.bundle_sha256:
+        own = artifact.bundle_sha256 == record.bundle_sha256
+    else:
+        own = _stored_digest(store, locator, artifact.size) == record.bundle_sha256
+    if not own:
+        raise AlreadyExists(
+            f"{quoted(record.ref)} holds another bundle than the one published from here; it was not touched",
+            hint="publish again, or look at `ari show` of that ref",
+        )
+
+
+def _stored_digest(store: Backend, locator: Locator, size: int | None) -> str | None:
+    limits = Limits.from_environment()
+    try:
+        if (reader := store.optional(SupportsManifest)) is not None:
+            return parse_manifest(reader.manifest(locator), limits).bundle_sha256
+        return parse_manifest(read_manifest(BackendSource(store, locator, size), limits), limits).bundle_sha256
+    except VerificationError:
+        return None
 
 
 def _target(record: Record, target: str | None, *, keeps_embargo: bool) -> Visibility:

@@ -40,7 +40,7 @@ from ari_core.manifest import Manifest, parse_manifest
 from ari_core.names import BUNDLE_NAME, MANIFEST_NAME, quoted
 from ari_core.plugins import load_plugins
 from ari_core.record import Record, now, read_record, write_record
-from ari_core.settings import is_secret, open_backend
+from ari_core.settings import is_secret, open_backend, reader_options
 from ari_core.streams import Progress, ReadStream
 from ari_core.verification import check_tree, read_tree_manifest, unlisted
 from ari_core.workflows.checkpoint import PUBLISHED, find_checkpoint
@@ -176,7 +176,7 @@ def _start(checkpoint: Path, limits: Limits, progress: Progress | None) -> _Job:
 
 def _choose(backend: str | None, manifest: Manifest) -> tuple[str, str]:
     if backend:
-        return backend, "asked for"
+        return backend, f"asked for by --backend {backend}"
     stated = manifest.publish.get("backend")
     if isinstance(stated, str) and stated:
         return stated, "named in publish.yaml"
@@ -369,7 +369,7 @@ def _recorded(
         "extra": extra,
         "wish": wish,
         "encoder": ENCODER if created else (before.encoder if before else None),
-        "options": dict(store.reader_options()),
+        "options": reader_options(store),
         "settings": job.settings,
         "profile": job.profile,
         "pending": None,

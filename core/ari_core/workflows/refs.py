@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import urlsplit
 
 from ari_core.contract import Backend, Locator, OpenContext
 from ari_core.digests import is_sha256, parse_sha256
@@ -27,6 +27,7 @@ from ari_core.errors import (
     UsageError,
     from_os_error,
 )
+from ari_core.filerefs import file_ref, path_of
 from ari_core.limits import Limits
 from ari_core.manifest import parse_manifest
 from ari_core.names import BUNDLE_NAME, MANIFEST_NAME, RECORD_NAME, quoted
@@ -141,6 +142,7 @@ class _Opening:
     def __init__(self, options: Mapping[str, str], limits: Limits, stack: ExitStack) -> None:
         self._options, self._limits, self._stack = options, limits, stack
         self._context = OpenContext()
+        self._recorded: Mapping[str, str] = {}
 
     def open(self, ref: str, expected: Expected) -> Opened:
         path = local_path(ref)
@@ -148,7 +150,7 @@ class _Opening:
             return self._remote(ref, expected)
         if path.is_dir():
             if _claimed_exactly(path):
-                return self._remote(file_ref(path) + "/", expected)
+                return self._remote(file_ref(path.absolute()) + "/", expected)
             return self._folder(path, expected)
         if path.name == RECORD_NAME and path.is_file():
             return self._record(path, expected)
@@ -156,7 +158,7 @@ class _Opening:
             raise NotFound(
                 f"there is no file or folder {quoted(str(path))}", hint="check the spelling of the path"
             )
-        return Opened(file_ref(path), _stem(path.name), expected, LocalFile(path), None, is_local=True)
+        return Opened(file_ref(path.absolute()), _stem(path.name), expected, LocalFile(path), None, is_local=True)
 
     def _folder(self, path: Path, expected: Expected) -> Opened:
         unpacked = _is_unpacked_bundle(path, self._limits)
@@ -169,16 +171,18 @@ class _Opening:
             )
         name = path.resolve().name
         if unpacked:
-            return Opened(file_ref(path), name, expected, None, path, is_local=True)
+            return Opened(file_ref(path.absolute()), name, expected, None, path, is_local=True)
         if has_record:
             return self._record(path / RECORD_NAME, expected)
         if (path / PUBLISHED / MANIFEST_NAME).is_file():
-            return Opened(file_ref(path / PUBLISHED), name, expected, None, path / PUBLISHED, is_local=True)
+            return Opened(
+                file_ref((path / PUBLISHED).absolute()), name, expected, None, path / PUBLISHED, is_local=True
+            )
         if (path / BUNDLE_NAME).is_file():
             bundle = path / BUNDLE_NAME
-            return Opened(file_ref(bundle), name, expected, LocalFile(bundle), None, is_local=True)
+            return Opened(file_ref(bundle.absolute()), name, expected, LocalFile(bundle), None, is_local=True)
         if (path / MANIFEST_NAME).is_file():
-            return Opened(file_ref(path), name, expected, None, path, is_local=True)
+            return Opened(file_ref(path.absolute()), name, expected, None, path, is_local=True)
         raise ArchiveRefusedError(
             f"{quoted(str(path))} is a folder without {MANIFEST_NAME}, {BUNDLE_NAME} or {RECORD_NAME}",
             hint="give the archive, the folder it was unpacked to, or the checkpoint it was published from",
@@ -197,7 +201,7 @@ class _Opening:
             raise UsageError(f"{quoted(str(path))} names a checkpoint, not a published copy")
         # The folder may be a stranger's: their choice of a host must not get the reader's tokens.
         self._context = OpenContext(anonymous=True)
-        self._options = {**record.options, **self._options}
+        self._recorded = record.options
         return self.open(record.ref, expected)
 
     def _remote(self, ref: str, expected: Expected) -> Opened:
@@ -205,7 +209,7 @@ class _Opening:
         from ari_core.settings import open_for_ref  # noqa: PLC0415
         from ari_core.wrappers import DeadlineBackend, RetryBackend  # noqa: PLC0415
 
-        found = open_for_ref(ref, options=self._options, context=self._context, plugins=load_plugins())
+        found = open_for_ref(ref, self._options, self._context, load_plugins(), recorded=self._recorded)
         backend: Backend = RetryBackend(DeadlineBackend(found, deadline()))
         self._stack.callback(backend.close)
         locator = backend.resolve(ref)
@@ -242,7 +246,9 @@ def _claimed_exactly(path: Path) -> bool:
     from ari_core.plugins import load_plugins  # noqa: PLC0415
 
     plugins = load_plugins()
-    return any(plugins.claim(spec, file_ref(path) + "/") == Claim.EXACT for spec in plugins.backends.values())
+    return any(
+        plugins.claim(spec, file_ref(path.absolute()) + "/") == Claim.EXACT for spec in plugins.backends.values()
+    )
 
 
 class LocalFile:
@@ -309,25 +315,16 @@ def local_path(ref: str) -> Path | None:
     """Returns the path that a ref names on this machine, or None if it has another scheme.
 
     Raises:
-        UsageError: The ref is empty, or a file URL of another host.
+        UsageError: The ref is empty.
+        Unsupported: It is a ``file:`` ref of another machine, or none at all.
     """
     if not ref or "\0" in ref:
         raise UsageError("the ref is empty" if not ref else "the ref has a NUL in it")
-    if ref.startswith("file:"):
-        parts = urlsplit(ref)
-        if parts.netloc not in {"", "localhost"} or not parts.path.startswith("/"):
-            raise UsageError(
-                f"{quoted(ref)} is not a file URL of this machine", hint="write file:///absolute/path"
-            )
-        return Path(unquote(parts.path))
+    if ref[:5].lower() == "file:":
+        return path_of(ref)
     if _SCHEME.match(ref) and not os.path.lexists(ref):
         return None
     return Path(ref).expanduser()
-
-
-def file_ref(path: Path) -> str:
-    """Returns the ``file:///`` ref of a path."""
-    return "file://" + quote(str(path.absolute()))
 
 
 def _stem(name: str) -> str:

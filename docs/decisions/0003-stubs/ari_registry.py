@@ -31,7 +31,11 @@ class Answer:
 
 
 class Http(Protocol):
-    """What is used of HTTP: with time limits; the token to its own origin only, across no redirect."""
+    """What is used of HTTP: with time limits; the token to its own origin only, across no redirect.
+
+    It looks for credentials nowhere (no ``~/.netrc``): the settings have those that may be used, also when the
+    context is `anonymous`.
+    """
 
     def head(self, url: str) -> Answer | None: ...  # None: 404 or 410 as problem+json; any other 404 is a proxy's
     def meta(self, url: str) -> Answer | None: ...  # None: an existing server, which has no such route
@@ -56,7 +60,8 @@ class AriRegistry(Backend):
     name = "ari-registry"
     capabilities = Capabilities(
         put=True, delete="yes", list="immediate", ranges=True, exclusive_create=True,
-        visibility="enforced", levels=frozenset(Visibility), stores_meta=False,  # the owner is whose token it is
+        visibility="enforced", levels=frozenset(Visibility), atomic_updates=True,
+        stores_meta=False,  # the owner is whose token it is
     )  # fmt: skip
     Settings = RegistrySettings
     settings: RegistrySettings

@@ -27,6 +27,7 @@ META = "meta.json"
 class Store(Protocol):
     """What is used of the disk, as in `local_tarball`, and of core's stored layout."""
 
+    def locks(self, folder: Path) -> bool: ...  # some network file systems cannot, and say so
     def lock(self, folder: Path) -> AbstractContextManager[None]: ...  # of the system, never by a clock
     def stage(self, folder: Path, source: Source) -> Path: ...  # links local_path, or copies to a clean end
     def create(self, folder: Path, staged: Path, manifest: bytes) -> None: ...  # in place of what a crash left
@@ -34,7 +35,12 @@ class Store(Protocol):
     def remove(self, folder: Path) -> None: ...  # absent is fine
     def new_meta(self, source: Source, new: NewArtifact) -> bytes: ...  # staged, with its owner
     def artifact(self, meta: bytes, locator: Locator) -> Artifact: ...  # also one of the existing server
-    def changed(self, meta: bytes, artifact: Artifact) -> bytes: ...  # keeps what it does not know
+
+    # What follows keeps what it does not know. The artifact's own level and its owners' stand apart, and the
+    # effective one, for the existing server, is written beside them: else it could not sink when an owner goes.
+    def raised(self, meta: bytes, target: Visibility, user: str | None = None) -> bytes: ...  # or as it was
+    def claimed(self, meta: bytes, user: str) -> bytes: ...
+    def disclaimed(self, meta: bytes, user: str) -> bytes: ...  # b"" when the last owner has gone
 
 
 class RegistrySettings(BaseModel):
@@ -51,18 +57,15 @@ class FilesystemRegistry(Backend):
     name = "filesystem-registry"
     capabilities = Capabilities(
         put=True, delete="yes", list="immediate", ranges=True, exclusive_create=True,
-        visibility="recorded", levels=frozenset(Visibility), stores_meta=True,
+        visibility="recorded", levels=frozenset(Visibility), stores_meta=True, atomic_updates=True,
     )  # fmt: skip
     Settings = RegistrySettings
     settings: RegistrySettings
     store: Store
 
     def _probe(self) -> Capabilities:
-        try:
-            with self.store.lock(self.settings.root):  # some network file systems cannot, and say so
-                return self.capabilities
-        except NotImplementedError:
-            return replace(self.capabilities, visibility="none", levels=frozenset())
+        # Levels are kept without a lock, too; a server's database then lets one change through at a time.
+        return replace(self.capabilities, atomic_updates=self.store.locks(self.settings.root))
 
     def _resolve(self, ref: str) -> Locator:
         # Pins the folder. What a ref names may be a prefix of an id, if of one only.
@@ -107,23 +110,28 @@ class FilesystemRegistry(Backend):
         return found
 
     def _raise_visibility(self, locator: Locator, target: Visibility) -> Visibility:
-        def raised(now: Artifact) -> Artifact:
-            return replace(now, visibility=max(now.visibility or target, target, key=lambda level: level.rank))
+        return self._change(locator, lambda meta: self.store.raised(meta, target)) or target
 
-        return self._change(locator, raised).visibility or target
-
-    def _change(self, locator: Locator, change: Callable[[Artifact], Artifact]) -> Artifact:
+    def _change(self, locator: Locator, change: Callable[[bytes], bytes]) -> Visibility | None:
         # Read, compare and rename under one lock: racing calls end at the highest, and no owner gets lost.
         path = Path(locator) / META
         with self.store.lock(path.parent):
-            changed = change(self._stat(locator))
-            self.store.write(path, self.store.changed(path.read_bytes(), changed))
-        return changed
+            before = path.read_bytes()
+            after = change(before)
+            if not after:  # under the same lock, so that nobody can become an owner of what is going
+                self._remove(path.parent)
+                return None
+            if after != before:
+                self.store.write(path, after)
+        return self.store.artifact(after, locator).visibility
 
     def _delete(self, locator: Locator) -> None:
         with self.store.lock(Path(locator)):
-            (Path(locator) / META).unlink(missing_ok=True)  # from here on it is absent, whatever happens
-            self.store.remove(Path(locator))
+            self._remove(Path(locator))
+
+    def _remove(self, folder: Path) -> None:
+        (folder / META).unlink(missing_ok=True)  # from here on it is absent, whatever happens
+        self.store.remove(folder)
 
     def _list(self, after: str | None) -> Iterator[tuple[Artifact, str]]:
         # The cursor is the id, in order of ids: what comes or goes meanwhile shifts nothing.
@@ -141,8 +149,13 @@ class FilesystemRegistry(Backend):
 
     def claim(self, locator: Locator, user: str) -> None:
         """Adds an owner."""
-        self._change(locator, lambda now: replace(now, owners=tuple({*(now.owners or ()), user})))
+        self._change(locator, lambda meta: self.store.claimed(meta, user))
+
+    def raise_own(self, locator: Locator, user: str, target: Visibility) -> Visibility:
+        """Raises one owner's level."""
+        return self._change(locator, lambda meta: self.store.raised(meta, target, user)) or target
 
     def disclaim(self, locator: Locator, user: str) -> None:
-        """Removes an owner."""
-        self._change(locator, lambda now: replace(now, owners=tuple({*(now.owners or ())} - {user})))
+        """Removes an owner, and with the last one everything."""
+        with suppress(FileNotFoundError):
+            self._change(locator, lambda meta: self.store.disclaimed(meta, user))

@@ -33,7 +33,11 @@ class Headers:
 
 
 class Http(Protocol):
-    """What is used of HTTP: with time limits; redirects checked one by one, the token to its own origin only."""
+    """What is used of HTTP: with time limits; redirects checked one by one, the token to its own origin only.
+
+    It looks for credentials nowhere (no ``~/.netrc``): the settings have those that may be used, also when the
+    context is `anonymous`.
+    """
 
     def check(self, url: str) -> str: ...  # in its normal form, or Unsupported
     def head(self, url: str) -> Headers: ...  # GET where HEAD is not known

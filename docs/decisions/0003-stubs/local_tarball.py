@@ -33,11 +33,10 @@ class Disk(Protocol):
 
 
 class TarballSettings(BaseModel):
-    """``out``: the folder, default the checkpoint. ``replace``: lets another bundle that is there give way."""
+    """``out``: the folder, default the checkpoint."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     out: Path | None = None
-    replace: bool = False
 
 
 class LocalTarball(Backend):
@@ -77,11 +76,13 @@ class LocalTarball(Backend):
             if found and found[1] == source.bundle_sha256:
                 # The same bundle, perhaps packed by another encoder. A place holds a bundle: nothing to do.
                 return Artifact(locator, archive_sha256=found[0], bundle_sha256=found[1]), False
-            ours = new.previous == locator  # the same place; `previous` does not say which archive it meant
-            if found and not (ours or self.settings.replace):
+            # The place alone proves nothing: another checkpoint's bundle may have come to be there since.
+            before = new.previous
+            ours = found and before and (before.locator, before.bundle_sha256) == (locator, found[1])
+            if found and not (ours or new.replace):
                 raise AlreadyExists(f"another bundle is at {place}", hint="--replace lets it give way")
             staged = self.disk.stage(place.parent, source)  # raises before its end: nothing has appeared
-            if found and ours:
+            if found and ours:  # kept under a name of its own; what --replace takes the place of is lost
                 self.disk.link(place, place.with_name(f"bundle-{found[0][:16]}.tar.gz"))
             # Commit point. Into an empty place it is create-only: `exclusive_create` holds where locks do nothing.
             if found:

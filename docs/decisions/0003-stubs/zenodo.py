@@ -16,7 +16,7 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict, SecretStr
 
 from ari_core.contract import Artifact, Backend, Capabilities, Locator, NewArtifact, ReadStream, Source, Visibility
-from ari_core.errors import AlreadyExists, NotFound, Unavailable, Unsupported
+from ari_core.errors import AlreadyExists, BackendError, NotFound, Unavailable, Unsupported
 from ari_core.names import BUNDLE_NAME, MANIFEST_NAME
 from ari_core.streams import CHUNK
 
@@ -36,7 +36,11 @@ class Record:
 
 
 class Api(Protocol):
-    """What is used of the HTTP API: time limits, no cookies, rate limits obeyed, the token to its host only."""
+    """What is used of the HTTP API: time limits, no cookies, rate limits obeyed, the token to its host only.
+
+    It looks for credentials nowhere (no ``~/.netrc``): the settings have those that may be used, also when the
+    context is `anonymous`.
+    """
 
     def record(self, locator: str) -> Record | None: ...  # a concept leads to its latest version; None: 404 or 410
     def draft(self, locator: str) -> Record | None: ...  # without the token: AccessDenied, never "absent"
@@ -66,10 +70,14 @@ class Zenodo(Backend):
     capabilities = Capabilities(
         put=True, delete="unpublished", ranges=True,
         visibility="enforced", levels=frozenset({Visibility.STAGED, Visibility.PUBLIC}),
+        atomic_updates=True,  # there is one change, publishing, and it goes one way
+        embargo=True,  # of a published record the files open on that day
     )  # fmt: skip
     Settings = ZenodoSettings
+    reader_settings = ("base_url",)  # a ref does not name it
     settings: ZenodoSettings
     aliases = {"token": ("ZENODO_TOKEN",)}  # noqa: RUF012 - typed by the base
+    reader_settings = ("base_url",)  # needed where no DOI names the repository
     api: Api
 
     def _resolve(self, ref: str) -> Locator:
@@ -106,7 +114,9 @@ class Zenodo(Backend):
         if record.bundle_sha256 == source.bundle_sha256:
             return self._stat(locator), False  # unchanged, perhaps packed by another encoder: nothing is done
         on_reserved(locator)  # before any byte; what a crash before this line leaves, the marker finds
-        intent = {**new.description, "marker": source.bundle_sha256}  # no digests of content yet
+        # No digests of content yet, and those of a bundle that gives way go with this: the draft is empty now.
+        embargo = new.embargo and new.embargo.isoformat()
+        intent = {**new.description, "embargo": embargo, "marker": source.bundle_sha256}
         if problems := self.api.describe(locator, intent):  # known before the long upload
             raise Unsupported(f"the repository would refuse to publish this: {problems[0]}")
         self.api.reserve_doi(locator)
@@ -122,16 +132,18 @@ class Zenodo(Backend):
 
     def _place(self, source: Source, new: NewArtifact, resume: Locator | None) -> Record:
         # What is known first, the search after, a new record last: creating blindly leaves orphans.
-        for known in filter(None, (resume, new.previous)):
-            if not known.startswith(f"{self.settings.base_url}/"):
+        for known in (resume, new.previous.locator if new.previous else None):
+            if not known or not known.startswith(f"{self.settings.base_url}/"):
                 continue  # of another repository, where this checkpoint published before
             found = self.api.record(known) or self.api.draft(known)
-            if found and (found.bundle_sha256 in {source.bundle_sha256, None} and not found.published):
-                return found  # what an interrupted put left, or this very bundle
+            if found and found.bundle_sha256 == source.bundle_sha256:
+                return found
             if found and found.published:
-                return found if found.bundle_sha256 == source.bundle_sha256 else self.api.new_version(known)
+                return self.api.new_version(known)
+            if found and (found.bundle_sha256 is None or new.replace):
+                return found  # reserved by an interrupted put, perhaps for another bundle; or it is to give way
             if found:
-                raise AlreadyExists("the draft holds another bundle", hint="delete it, or let it be replaced")
+                raise AlreadyExists("the draft holds another bundle", hint="--replace lets it give way")
         drafts = self.api.my_drafts(source.bundle_sha256)
         return drafts[0] if drafts else self.api.create()
 
@@ -141,7 +153,7 @@ class Zenodo(Backend):
         if target is Visibility.PUBLIC and not self._find(locator).published:
             try:
                 self.api.publish(locator)
-            except Unavailable:
+            except BackendError:  # the answer got lost, or another caller was faster
                 if not self._find(locator).published:
                     raise
         return self._stat(locator).visibility or target
@@ -150,10 +162,6 @@ class Zenodo(Backend):
         if self.api.record(locator):
             raise Unsupported("a published version stays")
         self.api.discard(locator)  # also one that was only reserved
-
-    def reader_options(self) -> Mapping[str, str]:
-        """Names the repository, where no DOI does."""
-        return {} if self.settings.base_url in PREFIXES else {"base_url": self.settings.base_url}
 
     def provider_checksum(self, locator: Locator) -> tuple[str, str]:
         """Returns the repository's MD5."""
