@@ -6,6 +6,7 @@ so the next run can tell what a killed one left behind, and removes that.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import errno
@@ -57,14 +58,14 @@ class Staging:
             raise UsageError(f"there is no folder {quoted(str(folder))}", hint="create it first") from None
         except OSError as error:
             raise from_os_error(error, f"opening the folder {quoted(str(folder))}") from error
+        self.folder = folder.absolute()
         try:
             _sweep(self._folder_fd)
-            self._name, self.fd = _make_locked(self._folder_fd)
+            self._name, self.fd = _make_locked(self.folder, self._folder_fd)
         except OSError as error:
             os.close(self._folder_fd)
             raise from_os_error(error, f"creating a temporary folder in {quoted(str(folder))}") from error
-        self.folder = folder
-        self.path = folder / self._name
+        self.path = self.folder / self._name
 
     def __enter__(self) -> Self:
         return self
@@ -74,6 +75,7 @@ class Staging:
     ) -> None:
         try:
             _remove(self._name, self._folder_fd)
+            _live.pop(self.path, None)
         finally:  # also when Ctrl-C comes in the middle: the lock must go, so that the next run can sweep
             os.close(self.fd)
             os.close(self._folder_fd)
@@ -300,19 +302,37 @@ def _create_only(inner: str, inner_fd: int, name: str, folder_fd: int) -> None:
         _renameat2(inner, inner_fd, name, folder_fd, _RENAME_NOREPLACE)  # a file system without hard links
 
 
-def _make_locked(folder_fd: int) -> tuple[str, int]:
+# Staging folders of this process: what Ctrl-C kept from being removed, in the few moments where it can, is removed
+# when the program ends. The process id keeps a forked child from doing that to its parent.
+_live: dict[Path, int] = {}
+
+
+def remove_leftovers() -> None:
+    """Removes staging of this process that an interruption kept from being removed; also done at its end."""
+    for path, process in list(_live.items()):
+        if process == os.getpid():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+atexit.register(remove_leftovers)
+
+
+def _make_locked(folder: Path, folder_fd: int) -> tuple[str, int]:
     while True:
         name = STAGING_PREFIX + secrets.token_hex(8)
+        _live[folder / name] = os.getpid()
         os.mkdir(name, 0o700, dir_fd=folder_fd)
         try:
             fd = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=folder_fd)
-        except FileNotFoundError:
-            continue  # swept between the two calls
+        except FileNotFoundError:  # swept between the two calls
+            del _live[folder / name]
+            continue
         with contextlib.suppress(OSError):  # a file system without locks: then nobody sweeps there either
             fcntl.flock(fd, fcntl.LOCK_EX)
         if os.fstat(fd).st_nlink:
             return name, fd
         os.close(fd)  # swept before it was locked
+        del _live[folder / name]
 
 
 def _sweep(folder_fd: int) -> None:

@@ -3,6 +3,7 @@
 The inputs stand in `support.corpus`, one `Case` each, named by the row of the list of attacks that they belong to.
 """
 
+import errno
 import gzip as standard_gzip
 import hashlib
 import os
@@ -864,15 +865,16 @@ def test_a_folding_file_system_never_loses_a_file(place, monkeypatch, pair, swap
     def fake_open(name, flags, mode=0o777, *, dir_fd=None):
         if dir_fd is not None and flags & os.O_CREAT:
             known = fold(name, dir_fd)
-            if known != str(name):
-                raise FileExistsError(17, "exists", name)
+            if known != str(name) and flags & os.O_EXCL:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+            name = known
         elif dir_fd is not None:
             name = fold(name, dir_fd)
         return real["open"](name, flags, mode, dir_fd=dir_fd)
 
     def fake_mkdir(name, mode=0o777, *, dir_fd=None):
         if dir_fd is not None and fold(name, dir_fd) != str(name):
-            raise FileExistsError(17, "exists", name)
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
         return real["mkdir"](name, mode, dir_fd=dir_fd)
 
     monkeypatch.setattr(os, "open", fake_open)

@@ -70,7 +70,7 @@ class Zygote:
     def run(self, arguments, *inject):
         """Returns the exit code, what was printed, and the log of system calls.
 
-        Only the main thread is traced, the one that changes anything. What is injected counts the calls of one name.
+        Only the main thread is traced, which alone changes anything. What is injected counts calls of one name.
         """
         output, log = self.work / "output", self.work / "log"
         log.unlink(missing_ok=True)
@@ -228,7 +228,8 @@ def test_interrupted_at_any_system_call(zygote, shape, request):
 def test_any_changing_system_call_fails(zygote, shape, error, request):
     calls = calls_of_a_clean_run(zygote, shape)
     spots = [spot for spot in calls if spot[0] in CHANGING and not (spot[0] == "write" and spot[2] in {"1", "2"})]
-    assert {"write", "syncfs" if shape.how != "no-extract" else "fsync"} <= {name for name, _, _ in spots}
+    # An archive that is only stored is written by the thread that reads it.
+    assert ({"write", "syncfs"} if shape.how != "no-extract" else {"fsync"}) <= {name for name, _, _ in spots}
     failed = 0
     for name, at, _ in sample(spots, request):
         what = f"{name} number {at}: {error}"

@@ -5,6 +5,7 @@ import hashlib
 import os
 import signal
 import stat
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def deadline(seconds):
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
-    faulthandler.dump_traceback_later(seconds + 60, exit=True)
+    faulthandler.dump_traceback_later(seconds + 60, exit=True, file=sys.__stderr__)
     try:
         yield
     finally:

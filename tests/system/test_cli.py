@@ -171,12 +171,13 @@ def test_a_full_disk(tmp_path):
         pytest.skip("mounting needs root")
     try:
         manifest = make_bundle(tmp_path / "big.tar.gz", {"noise": os.urandom(3_000_000)})
-        done = ari("clone", tmp_path / "big.tar.gz", disk / "out")
-        assert done.returncode == 5
-        message, hint = error_of(done)
-        assert "No space left" in message
-        assert "free some space" in hint
-        assert os.listdir(disk) == []
+        for how in ([], ["--no-extract"]):
+            done = ari("clone", tmp_path / "big.tar.gz", disk / "out", *how)
+            assert done.returncode == 5
+            message, hint = error_of(done)
+            assert "No space left" in message
+            assert "free some space" in hint
+            assert os.listdir(disk) == []
         make_tree(tmp_path / "run" / "ear_published", {"noise": os.urandom(3_000_000)})
         done = ari("ear", "publish", tmp_path / "run", "-o", f"out={disk}")
         assert done.returncode == 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 from ari_core.errors import AriError, Case, InterruptedByUserError, escape, from_os_error
@@ -29,33 +30,43 @@ def _run(arguments: list[str]) -> int:
     try:
         status = app(arguments, prog_name="ari", standalone_mode=False)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        return _fail(_INTERRUPTED)
     except BrokenPipeError:
         # Whoever read our output has enough of it; do not complain when the interpreter closes it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except AriError as error:
-        return _fail(error)
-    except OSError as error:
-        return _fail(from_os_error(error, "running the command"))
-    except Exception as error:  # noqa: BLE001 - the last resort: a sentence instead of a traceback
-        if isinstance(error.__cause__, KeyboardInterrupt):  # what click makes of Ctrl-C
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - a sentence instead of a traceback
+        if _is_interruption(error):
             return _fail(_INTERRUPTED)
+        if isinstance(error, AriError):
+            return _fail(error)
+        if isinstance(error, OSError):
+            return _fail(from_os_error(error, "running the command"))
         return output.usage_error(error) or _bug(error)
     return status if isinstance(status, int) else 0
+
+
+def _is_interruption(error: BaseException | None) -> bool:
+    """Says whether Ctrl-C is behind an error: click makes it its own, and cleaning up can fail because of it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _fail(error: AriError) -> int:
     from ari_core.cli import output
 
+    if error is _INTERRUPTED:
+        from ari_core.fs import remove_leftovers
+
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not keep this from being done
+        remove_leftovers()
     if os.environ.get("ARI_DEBUG") and error.exit_code == _BUG.exit_code:
         raise error
     output.error(error.kind, error.message, error.hint)
     return error.exit_code
 
 
-def _bug(error: Exception) -> int:
+def _bug(error: BaseException) -> int:
     from ari_core.cli import output
 
     if os.environ.get("ARI_DEBUG"):

@@ -124,9 +124,9 @@ def publish(
 def _published(done: PublishResult) -> list[str]:
     record = done.record
     if done.dry_run:
+        what = f"{output.files(done.file_count)} with '{record.backend}' ({done.backend_reason})"
         return [
-            f"Dry run: would publish {output.files(done.file_count)} with '{record.backend}'"
-            f" ({done.backend_reason}).",
+            f"Dry run: would publish {what}.",
             f"  bundle digest  {record.bundle_sha256}",
             "  nothing was written",
         ]

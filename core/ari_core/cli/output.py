@@ -62,7 +62,7 @@ def error(kind: str, message: str, hint: str | None) -> None:
         print(f"hint: {hint}", file=sys.stderr)  # noqa: T201 - this is the output
 
 
-def usage_error(problem: Exception) -> int | None:
+def usage_error(problem: BaseException) -> int | None:
     """Prints what the command-line parser complains about; None if `problem` is something else."""
     if isinstance(problem, click.Abort):
         error("aborted", "not confirmed; nothing was changed", None)

@@ -77,7 +77,6 @@ class S3(Backend):
         visibility="recorded", levels=frozenset(Visibility), stores_meta=True, atomic_updates=True,
     )  # fmt: skip
     Settings = S3Settings
-    reader_settings = ("endpoint_url",)  # a ref does not name it
     reader_settings = ("endpoint_url",)  # from a stranger's record, too: hence `anonymous`
     settings: S3Settings
     client: Client

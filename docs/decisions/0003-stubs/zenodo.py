@@ -74,7 +74,6 @@ class Zenodo(Backend):
         embargo=True,  # of a published record the files open on that day
     )  # fmt: skip
     Settings = ZenodoSettings
-    reader_settings = ("base_url",)  # a ref does not name it
     settings: ZenodoSettings
     aliases = {"token": ("ZENODO_TOKEN",)}  # noqa: RUF012 - typed by the base
     reader_settings = ("base_url",)  # needed where no DOI names the repository
