@@ -1,0 +1,73 @@
+"""What more a store can offer, one thing each: ask with ``backend.optional(SupportsX)``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from ari_core.contract.types import Locator, Visibility
+
+
+@runtime_checkable
+class SupportsManifest(Protocol):
+    """Returns the manifest faster than core, which reads it from the bundle."""
+
+    def manifest(self, locator: Locator) -> bytes:
+        """Returns the manifest, byte for byte as in the bundle."""
+
+
+@runtime_checkable
+class SupportsDirectUrl(Protocol):
+    """Gives a URL that anybody can read the archive from for `ttl` seconds."""
+
+    def direct_url(self, locator: Locator, ttl: float) -> str:
+        """Returns a URL valid for `ttl` seconds."""
+
+
+@runtime_checkable
+class SupportsLocalPath(Protocol):
+    """The archive is a local file."""
+
+    def local_path(self, locator: Locator) -> Path:
+        """Returns where the archive is."""
+
+
+@runtime_checkable
+class SupportsProviderChecksum(Protocol):
+    """The provider's own checksum as ``(algorithm, hex digits)``: weak evidence, never verification."""
+
+    def provider_checksum(self, locator: Locator) -> tuple[str, str]:
+        """Returns algorithm and hex digits."""
+
+
+@runtime_checkable
+class SupportsWorkdir(Protocol):
+    """Names a folder where core should build an archive, so that storing it is a link (`Source.local_path`)."""
+
+    def workdir(self) -> Path:
+        """Returns an existing folder; creates it if need be."""
+
+
+@runtime_checkable
+class SupportsOwners(Protocol):
+    """Ownership, for stores that serve a registry. Each owner has a level of their own."""
+
+    def claim(self, locator: Locator, user: str) -> None:
+        """Makes `user` an owner too, staged; one who is one already stays as they are.
+
+        Raises:
+            NotFound: There is no such artifact.
+        """
+
+    def raise_own(self, locator: Locator, user: str, target: Visibility) -> Visibility:
+        """Raises the level of one owner; returns the effective level of the artifact.
+
+        Raises:
+            NotFound: There is no such artifact, or `user` is no owner of it.
+        """
+
+    def disclaim(self, locator: Locator, user: str) -> None:
+        """Removes `user` from the owners; one who is none changes nothing, and absent is fine.
+
+        With the last one the artifact goes, in the same step.
+        """
