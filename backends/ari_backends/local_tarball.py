@@ -58,6 +58,7 @@ _OURS: Final = re.compile(rf"bundle(-[0-9a-f]{{{_ID_DIGITS}}})?\.tar\.gz")
 _LOCK: Final = STAGING_PREFIX + "lock"
 _STAGED: Final = "bundle"
 _KEPT: Final = "kept"
+_ANOTHER: Final = "name another one with -o out=DIR"
 
 
 class LocalTarballSettings(BaseModel):
@@ -81,9 +82,10 @@ class LocalTarball(Backend):
 
     def _resolve(self, ref: str) -> Locator:
         path = path_of(ref)
-        if stat.S_ISDIR(path.stat().st_mode):
-            path /= BUNDLE_NAME
-        _regular(path)
+        if not _is_unplugged(path):
+            if stat.S_ISDIR(path.stat().st_mode):
+                path /= BUNDLE_NAME
+            _regular(path)
         return Locator(str(path))
 
     def _ref(self, locator: Locator) -> str:
@@ -96,9 +98,12 @@ class LocalTarball(Backend):
         return _File(Path(locator)).open(offset)
 
     def _probe(self) -> Capabilities:
-        there = next(path for path in (self._out(), *self._out().parents) if path.exists())
+        out = self._out()
+        there = next(path for path in (out, *out.parents) if path.exists())
         if not there.is_dir():
             raise _not_a_folder(there)
+        if there not in {out, out.parent}:
+            raise _no_folder(out.parent)
         if os.access(there, os.W_OK | os.X_OK):
             return self.capabilities
         return replace(self.capabilities, put=False, delete="no", exclusive_create=False)
@@ -170,8 +175,8 @@ class LocalTarball(Backend):
                 f"{quoted(locator)} is not a bundle in the folder {quoted(str(out))}; it was not touched",
                 hint=f"to delete a bundle that was stored elsewhere, name its folder: -o out={shlex.quote('DIR')}",
             )
-        if not path.parent.is_dir():
-            return
+        if _is_unplugged(path):
+            raise _unplugged(path.parent)
         with _locked(out):
             beside = path.with_name(MANIFEST_NAME)
             if path.name == BUNDLE_NAME and (found := _Existing.at(path)):
@@ -187,6 +192,8 @@ class LocalTarball(Backend):
             with os.scandir(out) as entries:
                 names = sorted(entry.name for entry in entries if _OURS.fullmatch(entry.name) and entry.is_file())
         except FileNotFoundError:
+            if not out.parent.is_dir():
+                raise _no_folder(out.parent) from None
             return
         for name in names:
             if after is None or name > after:
@@ -222,21 +229,30 @@ class LocalTarball(Backend):
     # -- optional protocols --------------------------------------------------------------------------------------
 
     def workdir(self) -> Path:
-        """Returns the folder to store in, so that an archive built there only has to be renamed; creates it.
+        """Returns the folder to store in, so that an archive built there only has to be renamed.
+
+        Creates that folder, but none above it: a chain of missing folders is a misspelling, or a disk that is not
+        plugged in.
 
         Raises:
-            InvalidConfiguration: None is configured, or it is not a folder.
+            InvalidConfiguration: None is configured, or it is not a folder, or cannot become one.
             AriError: As the system says.
         """
         with self._errors():
             out = self._out()
-            missing = [path for path in (out, *out.parents) if not path.exists()]
+            if out.is_dir():
+                return out
             try:
-                out.mkdir(parents=True, exist_ok=True)
-                for path in missing:
-                    fsync_folder(path.parent)
+                out.mkdir(exist_ok=True)
+                fsync_folder(out.parent)
             except (FileExistsError, NotADirectoryError):
                 raise _not_a_folder(out) from None
+            except FileNotFoundError as error:
+                if not out.parent.is_dir():
+                    raise _no_folder(out.parent) from None
+                raise InvalidConfiguration(  # some file systems, such as /proc, say so
+                    f"the folder {quoted(str(out))} cannot be created: {error.strerror}", hint=_ANOTHER
+                ) from error
             except OSError as error:
                 raise from_os_error(error, f"creating the folder {quoted(str(out))}") from error
             return out
@@ -370,10 +386,39 @@ def _artifact(target: Path, size: int, archive_sha256: str, source: Source) -> A
 def _regular(path: Path) -> os.stat_result:
     if not path.is_absolute() or "\0" in str(path):
         raise NotFound(f"{quoted(str(path)[:200])} is not the path of a file")
-    status = path.stat()
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        if _is_unplugged(path):
+            raise _unplugged(path.parent) from None
+        raise
     if not stat.S_ISREG(status.st_mode):
         raise _not_regular(path)
     return status
+
+
+def _is_unplugged(path: Path) -> bool:
+    """Says whether the folder of `path` is missing, so that nobody can tell what would be in it."""
+    try:
+        path.parent.stat()
+    except FileNotFoundError:
+        return True
+    except OSError:  # whoever asks for the file itself will hear of it
+        return False
+    return False
+
+
+def _unplugged(folder: Path) -> InvalidConfiguration:
+    return InvalidConfiguration(
+        f"the folder {quoted(str(folder))} is not there",
+        hint="is the disk plugged in? If the folder is gone for good, create it again, empty",
+    )
+
+
+def _no_folder(path: Path) -> InvalidConfiguration:
+    return InvalidConfiguration(
+        f"there is no folder {quoted(str(path))}", hint="create it first, if it is really meant"
+    )
 
 
 def _not_regular(path: Path) -> Unsupported:
@@ -381,7 +426,7 @@ def _not_regular(path: Path) -> Unsupported:
 
 
 def _not_a_folder(path: Path) -> InvalidConfiguration:
-    return InvalidConfiguration(f"{quoted(str(path))} is not a folder", hint="name another one with -o out=DIR")
+    return InvalidConfiguration(f"{quoted(str(path))} is not a folder", hint=_ANOTHER)
 
 
 def _is_same(one: Path, other: Path) -> bool:

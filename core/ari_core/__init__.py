@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from ari_core.errors import AriError as AriError
     from ari_core.errors import Problem as Problem
     from ari_core.limits import Limits as Limits
+    from ari_core.record import Record as Record
+    from ari_core.streams import Progress as Progress
     from ari_core.workflows.clone import CloneResult as CloneResult
     from ari_core.workflows.clone import clone as clone
     from ari_core.workflows.curate import CurateResult as CurateResult
@@ -32,6 +34,8 @@ _HOMES = {
     "AriError": "errors",
     "Problem": "errors",
     "Limits": "limits",
+    "Progress": "streams",
+    "Record": "record",
     "CloneResult": "workflows.clone",
     "clone": "workflows.clone",
     "CurateResult": "workflows.curate",

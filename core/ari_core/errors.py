@@ -6,7 +6,8 @@
     ├── UsageError                    wrong spelling, wrong combination
     │   ├── DigestSpellingError
     │   ├── ConfigurationError        publish.yaml, config.yaml, -o, environment
-    │   └── DestinationExistsError
+    │   ├── DestinationExistsError
+    │   └── NoTargetError             promote, but to which level?
     ├── VerificationError             it is not what it should be
     │   ├── ArchiveRefusedError       breaks a rule of the format
     │   ├── ContentMismatchError      files differ from the manifest
@@ -50,6 +51,11 @@ class AriError(Exception):
         self.message = message
         self._hint = hint
 
+    def enclose(self, before: str = "", behind: str = "") -> None:
+        """Adds to the message what only a caller knows, such as where it happened."""
+        self.message = f"{before}{self.message}{behind}"
+        self.args = (self.message,)
+
     @property
     def hint(self) -> str | None:
         """The next step: given where the error was raised, else the table's advice."""
@@ -80,6 +86,10 @@ class ConfigurationError(UsageError):
 
 class DestinationExistsError(UsageError):
     """The destination is already there; it was not touched."""
+
+
+class NoTargetError(UsageError):
+    """Promoting was asked for without a level, and none was wished for."""
 
 
 class VerificationError(AriError):
@@ -247,8 +257,11 @@ TABLE: dict[type[AriError], Case] = {
     ),
     ConfigurationError: Case("configuration", 2, 500, None),
     DestinationExistsError: Case("destination-exists", 2, 409, "choose another destination"),
+    NoTargetError: Case("no-target", 2, 400, None),
     VerificationError: Case("does-not-verify", 1, 422, None),
-    ArchiveRefusedError: Case("refused", 1, 422, None),
+    ArchiveRefusedError: Case(
+        "refused", 1, 422, "this copy is damaged, altered or packed in an unsafe way; try another copy"
+    ),
     ContentMismatchError: Case(
         "content-mismatch", 1, 422, "this copy is damaged or altered; try another copy of the same bundle"
     ),

@@ -37,5 +37,7 @@ def path_of(ref: str) -> Path:
     if not parts or not path or "\0" in path:
         raise Unsupported(f"{quoted(ref[:_SHOWN])} is not a file:///absolute/path, with ? and # as %3F and %23")
     if (parts["host"] or "localhost").lower() != "localhost":
-        raise Unsupported(f"{quoted(ref[:_SHOWN])} is on another machine", hint="copy the file here first")
+        raise Unsupported(
+            f"{quoted(ref[:_SHOWN])} is on another machine", hint="for a file here write file:///absolute/path"
+        )
     return Path(path)

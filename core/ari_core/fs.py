@@ -74,11 +74,13 @@ class Staging:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            _remove(self._name, self._folder_fd)
-            _live.pop(self.path, None)
+            with contextlib.suppress(OSError):  # the next run sweeps; what was committed is there all the same
+                _remove(self._name, self._folder_fd)
+                _live.pop(self.path, None)
         finally:  # also when Ctrl-C comes in the middle: the lock must go, so that the next run can sweep
-            os.close(self.fd)
-            os.close(self._folder_fd)
+            for fd in (self.fd, self._folder_fd):
+                with contextlib.suppress(OSError):
+                    os.close(fd)
 
     def commit_tree(self, inner: str, name: str) -> None:
         """Moves the folder `inner` out of staging to `name`, which must be absent or an empty folder.
@@ -94,7 +96,11 @@ class Staging:
             if error.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
                 raise self._exists(name) from error
             raise from_os_error(error, f"moving the result to {quoted(str(self.folder / name))}") from error
-        os.fsync(self._folder_fd)
+        try:
+            os.fsync(self._folder_fd)
+        except OSError as error:
+            where = quoted(str(self.folder / name))
+            raise from_os_error(error, f"{where} is complete, but writing its name to the disk failed") from error
 
     def commit_file(self, inner: str, name: str, *, replace: bool = False) -> None:
         """Makes the file `inner` durable and visible as `name`.
@@ -128,6 +134,10 @@ class Staging:
 
         Where the system can exchange two names in one step, there is no moment without `name`. Elsewhere the old
         one is set aside first and `recover_tree` mends an interruption.
+
+        Raises:
+            LocalPermissionError: The system refuses.
+            DiskFullError: No space.
         """
         sync_file_system(self.fd)
         try:
@@ -145,10 +155,19 @@ class Staging:
         return DestinationExistsError(f"{quoted(str(self.folder / name))} already exists; it was not touched")
 
 
+def was_interrupted(folder: Path, name: str) -> bool:
+    """Says whether a `Staging.replace_tree` of `name` in `folder` was interrupted half-way."""
+    return (folder / (_PREVIOUS + name)).is_dir()
+
+
 def recover_tree(folder: Path, name: str) -> None:
-    """Completes or rolls back a `Staging.replace_tree` of `name` in `folder` that was interrupted."""
+    """Completes or rolls back a `Staging.replace_tree` of `name` in `folder` that was interrupted.
+
+    Raises:
+        LocalPermissionError: It cannot be mended.
+    """
     aside = folder / (_PREVIOUS + name)
-    if not aside.is_dir():
+    if not was_interrupted(folder, name):
         return
     try:
         if (folder / name).is_dir():
@@ -262,7 +281,12 @@ def fsync_folder(folder: Path) -> None:
 
 
 def sync_file_system(fd: int) -> None:
-    """Writes out the whole file system that `fd` is on: for many small files far cheaper than fsync of each."""
+    """Writes out the whole file system that `fd` is on: for many small files far cheaper than fsync of each.
+
+    Raises:
+        DiskFullError: No space.
+        DiskError: The disk fails.
+    """
     if sys.platform == "linux" and hasattr(_libc(), "syncfs"):
         if _libc().syncfs(fd) != 0:
             code = ctypes.get_errno()
@@ -321,12 +345,17 @@ def _make_locked(folder: Path, folder_fd: int) -> tuple[str, int]:
     while True:
         name = STAGING_PREFIX + secrets.token_hex(8)
         _live[folder / name] = os.getpid()
-        os.mkdir(name, 0o700, dir_fd=folder_fd)
         try:
+            os.mkdir(name, 0o700, dir_fd=folder_fd)
             fd = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=folder_fd)
         except FileNotFoundError:  # swept between the two calls
             del _live[folder / name]
             continue
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.rmdir(name, dir_fd=folder_fd)
+            del _live[folder / name]
+            raise
         with contextlib.suppress(OSError):  # a file system without locks: then nobody sweeps there either
             fcntl.flock(fd, fcntl.LOCK_EX)
         if os.fstat(fd).st_nlink:

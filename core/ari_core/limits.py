@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Final
 
-from ari_core.errors import ConfigurationError
+from ari_core.errors import ConfigurationError, escape
 
 ENVIRONMENT_PREFIX: Final = "ARI_LIMIT_"
 
@@ -37,10 +37,16 @@ class Limits:
         """Reads overrides such as ``ARI_LIMIT_FILES=200000``.
 
         Raises:
-            ConfigurationError: A value is not a positive whole number.
+            ConfigurationError: A value is not a positive whole number, or a variable's name is misspelt.
         """
         env = os.environ if environment is None else environment
         overrides: dict[str, int] = {}
+        known = {ENVIRONMENT_PREFIX + field.name.upper() for field in fields(cls)}
+        for variable in env:
+            if variable.startswith(ENVIRONMENT_PREFIX) and variable not in known:
+                raise ConfigurationError(
+                    f"there is no {escape(variable)}", hint=f"one of: {', '.join(sorted(known))}"
+                )
         for field in fields(cls):
             variable = ENVIRONMENT_PREFIX + field.name.upper()
             if (text := env.get(variable)) is None:

@@ -168,13 +168,21 @@ def _load_json(raw: bytes) -> Any:
     return data
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+class _RawEntry(NamedTuple):
+    """An object with the keys of a file entry: a third of a dict's memory, which counts with 100,000 of them."""
+
+    path: Any
+    size: Any
+    sha256: Any
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _RawEntry:
     result = dict(pairs)
     if len(result) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         _refuse(f"has the key {quoted(twice)} twice in one object")
-    return result
+    return _RawEntry(**result) if result.keys() == _ENTRY_KEYS else result
 
 
 def _integer(text: str) -> int:
@@ -199,22 +207,22 @@ def _check_strings(data: Any) -> None:
         if isinstance(value, dict):
             todo += value.keys()
             todo += value.values()
-        elif isinstance(value, list):
+        elif isinstance(value, (list, _RawEntry)):
             todo += value
         elif isinstance(value, str) and ("\0" in value or any("\ud800" <= c <= "\udfff" for c in value)):
             _refuse(f"has a NUL or a lone surrogate in the text {quoted(value[:80])}")
 
 
 def _entry(item: Any, limits: Limits) -> FileEntry:
-    if not isinstance(item, dict):
-        _refuse(f"has a file entry that is not an object: {_shown(item)}")
-    path = item.get("path")
-    if item.keys() != _ENTRY_KEYS:
+    if isinstance(item, dict):
+        path = item.get("path")
         name = quoted(path) if isinstance(path, str) else "one"
         if unknown := sorted(item.keys() - _ENTRY_KEYS):
             _refuse(f"has the unknown key {quoted(unknown[0])} in the entry for {name}")
         _refuse(f"has no {min(_ENTRY_KEYS - item.keys())!r} in the entry for {name}")
-    size, sha256 = item["size"], item["sha256"]
+    if not isinstance(item, _RawEntry):
+        _refuse(f"has a file entry that is not an object: {_shown(item)}")
+    path, size, sha256 = item
     if not isinstance(path, str):
         _refuse(f"has a path that is not text: {_shown(path)}")
     if reason := unsafe_reason(path, limits):

@@ -6,7 +6,6 @@ always, and the author's ``exclude`` globs.
 
 from __future__ import annotations
 
-import datetime as dt
 import enum
 import fnmatch
 import functools
@@ -19,7 +18,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from ari_core.errors import ConfigurationError, escape, from_os_error
 from ari_core.names import STAGING_PREFIX
-from ari_core.yamlfile import YamlFile, explain, nearest, read_yaml
+from ari_core.wish import CHOICES, check_wish
+from ari_core.yamlfile import YamlFile, explain, read_yaml
 
 POLICY_NAME: Final = "publish.yaml"
 MAX_POLICY_BYTES: Final = 1024 * 1024
@@ -91,16 +91,13 @@ everything below a folder of that name.
 PRUNED: Final = ".git"
 """A folder that is never looked into; it counts as one denied file."""
 
-LEVELS: Final = ("staged", "private-token", "unlisted", "public")
-_EMBARGO: Final = "embargoed-until:"
-_DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
-_VISIBILITIES: Final = f"{', '.join(LEVELS)}, {_EMBARGO}YYYY-MM-DD"
 _LICENSE: Final = re.compile(r"(?=.*[A-Za-z0-9])[A-Za-z0-9.+:() -]{1,200}")
 _BACKEND: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _WILDCARD: Final = re.compile(r"[*?\[]")
 _SHOWN: Final = 60
 _GLOBS_TRIED_ONE_BY_ONE: Final = 100
-_ANYTHING: Final = "\0\0\0\0\0\0\0\0"  # stands for a name that no file has: only a wildcard matches it
+ANYTHING: Final = "\0\0\0\0\0\0\0\0"
+"""Stands for a name that no file has: only a wildcard matches it."""
 
 
 class Verdict(enum.Enum):
@@ -153,17 +150,18 @@ _DENIED: Final = Globs((f"**/{rule}" for rule in DENY), ignore_case=True)
 
 
 def _visibility(value: str) -> str:
-    if value in LEVELS:
-        return value
-    if date := _DATE.fullmatch(value.removeprefix(_EMBARGO)):
-        try:
-            dt.date.fromisoformat(date[0])
-        except ValueError:
-            raise ValueError(f"cannot be '{value}': there is no such day") from None
-        if value.startswith(_EMBARGO):
-            return value
-    near = [_EMBARGO + value] if date else nearest(value, LEVELS)
-    raise ValueError(f"cannot be '{_short(value)}'" + (f" (did you mean '{near[0]}'?)" if near else ""))
+    try:
+        return check_wish(value)
+    except ConfigurationError as error:
+        raise ValueError(f"cannot be '{_short(value)}': {error.message}") from None
+
+
+def _relative(glob: str) -> str:
+    if glob.startswith("/") or not {".", ".."}.isdisjoint(glob.split("/")):
+        raise ValueError(
+            f"cannot be '{_short(glob)}': a glob is relative to ear/, without / at its beginning or a part '.' or '..'"
+        )
+    return glob
 
 
 def _spelled_as(rule: re.Pattern[str], value: str) -> str:
@@ -176,7 +174,9 @@ def _short(value: str) -> str:
     return escape(value if len(value) <= _SHOWN else value[:_SHOWN] + "…")
 
 
-_Glob = Annotated[str, AfterValidator(functools.partial(_spelled_as, re.compile(r"(?s:.+)")))]
+_Glob = Annotated[
+    str, AfterValidator(functools.partial(_spelled_as, re.compile(r"(?s:.+)"))), AfterValidator(_relative)
+]
 
 
 class Policy(BaseModel):
@@ -195,7 +195,7 @@ class Policy(BaseModel):
         allow_inf_nan=False,
         description="a number above 0, of 1,048,576 bytes each",
     )
-    visibility: Annotated[str, AfterValidator(_visibility)] = Field(default="staged", description=_VISIBILITIES)
+    visibility: Annotated[str, AfterValidator(_visibility)] = Field(default="staged", description=CHOICES)
     required: bool = Field(default=False, description="true or false")
     auto_promote: bool = Field(default=False, description="true or false")
     license: Annotated[str, AfterValidator(functools.partial(_spelled_as, _LICENSE))] | None = Field(
@@ -218,13 +218,6 @@ class Policy(BaseModel):
     def max_file_bytes(self) -> int:
         """The size cap for one file, in bytes."""
         return int(self.max_file_mb * MEBIBYTE)
-
-    @property
-    def embargo(self) -> dt.date | None:
-        """The first day on which the bundle may be promoted, if there is an embargo."""
-        if not self.visibility.startswith(_EMBARGO):
-            return None
-        return dt.date.fromisoformat(self.visibility.removeprefix(_EMBARGO))
 
     def publish_section(self) -> dict[str, Any]:
         """Returns the manifest's ``publish``: terms only, never the globs, which name private things."""
@@ -249,7 +242,7 @@ class Policy(BaseModel):
 
     def verdict_below(self, folder: str, real: str | None = None) -> Verdict:
         """Judges a folder without looking into it: `WANTED` if some file in it could be."""
-        inside = {f"{folder}/{_ANYTHING}", f"{real or folder}/{_ANYTHING}"}
+        inside = {f"{folder}/{ANYTHING}", f"{real or folder}/{ANYTHING}"}
         return self._judge(inside, asked_for=self._include.may_match_below(folder))
 
     def _judge(self, paths: set[str], *, asked_for: bool) -> Verdict:
@@ -261,13 +254,37 @@ class Policy(BaseModel):
 
     def wants_all_below(self, folder: str) -> bool:
         """Says whether any file in `folder` would be published, whatever its name."""
-        return self.verdict(f"{folder}/{_ANYTHING}") is Verdict.WANTED
+        return self.verdict(f"{folder}/{ANYTHING}") is Verdict.WANTED
 
     def unmatched(self, paths: Collection[str]) -> list[str]:
         """Returns the author's ``include`` globs that match none of `paths`: misspelled ones, often."""
         if "include" not in self.model_fields_set or len(self.include) > _GLOBS_TRIED_ONE_BY_ONE:
             return []
         return [glob for glob in self.include if not any(map(Globs([glob]).match, paths))]
+
+    def excludes(self) -> Excludes:
+        """Returns a watch on which ``exclude`` globs have something to do."""
+        few = len(self.exclude) <= _GLOBS_TRIED_ONE_BY_ONE
+        # What a deny rule keeps at home anyway, and `.git` is not even looked into, needs no warning.
+        return Excludes([glob for glob in self.exclude if few and not _DENIED.match(glob)])
+
+
+class Excludes:
+    """Finds the ``exclude`` globs that match nothing: misspelled ones, which let out what they were to keep."""
+
+    def __init__(self, globs: Iterable[str]) -> None:
+        self._idle = {glob: Globs([glob]) for glob in globs}
+        self._any = Globs(self._idle)
+
+    def see(self, *paths: str) -> None:
+        """Takes note of paths that there are; for whatever is in a folder, that is its path and `ANYTHING`."""
+        if self._idle and any(map(self._any.match, paths)):
+            self._idle = {glob: one for glob, one in self._idle.items() if not any(map(one.match, paths))}
+
+    @property
+    def idle(self) -> list[str]:
+        """The globs that matched nothing so far."""
+        return list(self._idle)
 
 
 def load_policy(ear: Path) -> Policy:

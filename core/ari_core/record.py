@@ -12,7 +12,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ari_core.errors import ConfigurationError, from_os_error
-from ari_core.fs import write_durably
+from ari_core.fs import Staging, write_durably
 from ari_core.names import RECORD_NAME, quoted
 
 _MAX_BYTES: Final = 16 * 1024 * 1024
@@ -107,6 +107,16 @@ def write_record(checkpoint: Path, record: Record) -> None:
         AriError: The disk is full or refuses.
     """
     write_durably(checkpoint / RECORD_NAME, (record.model_dump_json(indent=2) + "\n").encode())
+
+
+def check_record_writable(checkpoint: Path) -> None:
+    """Checks that a record could be written.
+
+    Raises:
+        AriError: As `write_record` would.
+    """
+    with Staging(checkpoint):
+        pass
 
 
 def now() -> str:

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 from ari_core.errors import CurationError, LocalPermissionError, escape
 from ari_core.limits import Limits, how_to_raise
 from ari_core.names import MANIFEST_NAME, quoted, unsafe_reason
-from ari_core.policy import POLICY_NAME, PRUNED, Policy, Verdict
+from ari_core.policy import ANYTHING, POLICY_NAME, PRUNED, Policy, Verdict
 
 _RENAME_OR_EXCLUDE: Final = f"rename it, or exclude it in {POLICY_NAME}"
 _COPY_OR_EXCLUDE: Final = f"put a copy in its place, or exclude it in {POLICY_NAME}"
@@ -45,12 +45,16 @@ class Selection:
     Attributes:
         files: To be published, by path.
         excluded_count: Files left out by the deny rules, plus files asked for but left out by ``exclude``.
+        not_asked_for: Files that neither ``include`` nor a deny rule matches.
         skipped: Path and reason of what was asked for, or looks as if it was, and yet is not published.
+        idle_excludes: ``exclude`` globs that match nothing in ``ear/``.
     """
 
     files: list[Chosen] = field(default_factory=list)
     excluded_count: int = 0
+    not_asked_for: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    idle_excludes: list[str] = field(default_factory=list)
 
 
 def select(ear: Path, policy: Policy, limits: Limits) -> Selection:
@@ -106,11 +110,13 @@ class _Walk:
         self._limits = limits
         self._todo = [_Folder("", "")]
         self._linked_folders = 0
+        self._excludes = policy.excludes()
         self.selection = Selection()
 
     def run(self) -> None:
         while self._todo:
             self._look_into(self._todo.pop())
+        self.selection.idle_excludes = self._excludes.idle
 
     def _look_into(self, folder: _Folder) -> None:
         try:
@@ -136,9 +142,13 @@ class _Walk:
             elif entry.is_symlink():
                 self._link(folder, path, real)
             elif entry.is_dir(follow_symlinks=False):
-                self._todo.append(_Folder(path, real, folder.links_in))
+                self._enter(_Folder(path, real, folder.links_in))
             else:
                 self._file(path, real)
+
+    def _enter(self, folder: _Folder) -> None:
+        self._excludes.see(f"{folder.path}/{ANYTHING}")
+        self._todo.append(folder)
 
     def _unreadable_folder(self, folder: _Folder, error: OSError) -> None:
         if error.errno not in _OUT_OF_REACH:
@@ -152,6 +162,7 @@ class _Walk:
         raise LocalPermissionError(f"reading the folder {shown(folder.path)}: {error.strerror}") from error
 
     def _file(self, path: str, real: str) -> None:
+        self._excludes.see(path, real)
         if real.lower() == POLICY_NAME:
             if path != POLICY_NAME:
                 self._skip(path, f"{POLICY_NAME}, which is never published")
@@ -159,6 +170,7 @@ class _Walk:
         verdict = self._policy.verdict(path, real)
         if verdict is not Verdict.WANTED:
             self._count(verdict)
+            self.selection.not_asked_for += verdict is Verdict.NOT_ASKED
             if verdict is not Verdict.NOT_ASKED and self._policy.verdict(path) is Verdict.WANTED:
                 self._skip(path, f"a link to {shown(real)}, which is {verdict.value}")
             return
@@ -174,7 +186,7 @@ class _Walk:
         self.selection.files.append(Chosen(path, real, found.st_size))
         if len(self.selection.files) > self._limits.files:
             raise CurationError(
-                f"{POLICY_NAME} asks for more than {self._limits.files} files ({how_to_raise('files')})"
+                f"what is asked for is more than {self._limits.files} files ({how_to_raise('files')})"
             )
 
     def _check_name(self, path: str) -> None:
@@ -212,7 +224,7 @@ class _Walk:
         elif any(_contains(target, site) for site in (*folder.links_in, folder.real)):
             self._refuse_link(path, "leads back to a folder that it is in", is_folder=True)
         else:
-            self._todo.append(_Folder(path, target, (*folder.links_in, folder.real)))
+            self._enter(_Folder(path, target, (*folder.links_in, folder.real)))
 
     def _broken_link(self, path: str, error: OSError) -> None:
         if error.errno in _OUT_OF_REACH:
@@ -224,6 +236,7 @@ class _Walk:
 
     def _refuse_link(self, path: str, why: str, *, is_folder: bool) -> None:
         """Refuses a link that cannot be followed, unless nobody asks for it or for what may be behind it."""
+        self._excludes.see(path, f"{path}/{ANYTHING}")
         verdict, below = self._policy.verdict(path), self._policy.verdict_below(path)
         if verdict is Verdict.NOT_ASKED and is_folder:
             verdict = below

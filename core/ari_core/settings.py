@@ -17,7 +17,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 import pydantic
 
@@ -31,7 +31,6 @@ from ari_core.errors import (
     escape,
 )
 from ari_core.plugins import LoadedPlugins, load_plugins
-from ari_core.spelling import nearest
 from ari_core.yamlfile import YamlFile, explain, read_yaml, unknown_key, validate
 
 CONFIG_VARIABLE: Final = "ARI_CONFIG"
@@ -221,7 +220,8 @@ def load_settings(
         others: Names of other backends, whose variables are none of our business.
 
     Raises:
-        ConfigurationError: An unknown key (with the nearest one), a bad or a missing value; names its source.
+        ConfigurationError: An unknown key or variable (with the nearest one), a bad or a missing value; names its
+            source.
     """
     return check_settings(cls, collect_settings(cls, options, profile, environment, others))
 
@@ -241,7 +241,7 @@ def collect_settings(
     for this very call goes to a place that a stranger's file names.
 
     Raises:
-        ConfigurationError: An unknown key.
+        ConfigurationError: An unknown key or variable.
     """
     known = list(fields_of(cls.Settings))
     values: dict[str, Any] = {}
@@ -260,7 +260,7 @@ def collect_settings(
     for key in values:
         if key not in known:
             raise ConfigurationError(f"{sources[key]}: {unknown_key(key, known)}")
-    _refuse_misspelt_variables(cls, known, env, others)
+    _refuse_unknown_variables(cls, known, env, others)
     return Sourced(values, sources)
 
 
@@ -270,7 +270,7 @@ def check_settings(cls: type[Backend], sourced: Sourced) -> Any:
     Raises:
         ConfigurationError: A bad or a missing value; names its source, never a secret.
     """
-    values = {key: _expanded(cls, key, value) for key, value in sourced.values.items()}
+    values = {key: _expanded(cls, key, value, sourced) for key, value in sourced.values.items()}
     try:
         # Values of -o and the environment are text, so "3" must do for a number even in a strict model.
         return cls.Settings.model_validate(values, strict=False)
@@ -287,6 +287,11 @@ def check_settings(cls: type[Backend], sourced: Sourced) -> Any:
         raise ConfigurationError(f"{source}: {_without_secrets(what, cls, sourced)}") from None
 
 
+def names_of(plugins: LoadedPlugins) -> set[str]:
+    """Returns the names of all backends, also of those that failed or are blocked, as far as they are known."""
+    return {name for plugin in plugins.plugins for name in (plugin.entry, *(spec.name for spec in plugin.backends))}
+
+
 def variables_of(cls: type[Backend], key: str) -> tuple[str, ...]:
     """Returns the environment variables of a setting, the strongest first."""
     return (_prefix(cls.name) + key.upper(), *cls.aliases.get(key, ()))
@@ -300,7 +305,12 @@ def fields_of(model: type[pydantic.BaseModel]) -> dict[str, pydantic.fields.Fiel
 def is_secret(model: type[pydantic.BaseModel], key: str) -> bool:
     """Says whether a setting holds a secret, from its type."""
     info = fields_of(model).get(key)
-    return info is not None and _mentions_secret(info.annotation)
+    return info is not None and _mentions(info.annotation, pydantic.SecretStr, pydantic.SecretBytes)
+
+
+def is_path(model: type[pydantic.BaseModel], key: str) -> bool:
+    """Says whether a setting names a file or folder, from its type."""
+    return _mentions(fields_of(model)[key].annotation, Path)
 
 
 def reader_options(backend: Backend) -> dict[str, str]:
@@ -320,7 +330,7 @@ def _open(
 ) -> Backend:
     cls = plugins.load_class(spec)
     anonymous = context is not None and context.anonymous
-    sourced = collect_settings(cls, options, profile, environment, others=plugins.backends, anonymous=anonymous)
+    sourced = collect_settings(cls, options, profile, environment, others=names_of(plugins), anonymous=anonymous)
     settings = check_settings(cls, sourced)
     try:
         return cls(settings, context)
@@ -331,11 +341,17 @@ def _open(
         raise BackendBug(f"the backend '{spec.name}' failed to open: {what}") from error
 
 
-def _expanded(cls: type[Backend], key: str, value: Any) -> Any:
-    """Expands ``~``, which the shell does not do behind a ``=``, in what is a path."""
-    annotation = fields_of(cls.Settings)[key].annotation
-    is_path = annotation is Path or Path in get_args(annotation)
-    return os.path.expanduser(value) if is_path and isinstance(value, str) else value  # noqa: PTH111 - stays text
+def _expanded(cls: type[Backend], key: str, value: Any, sourced: Sourced) -> Any:
+    """Expands ``~``, which the shell does not do behind a ``=``, in what is a path.
+
+    Raises:
+        ConfigurationError: The path is empty, as in ``-o out=$UNSET``: that would be the current folder.
+    """
+    if not (isinstance(value, str) and is_path(cls.Settings, key)):
+        return value
+    if not value:
+        raise ConfigurationError(f"{sourced.sources[key]}: '{key}' is empty, and must be a path")
+    return os.path.expanduser(value)  # noqa: PTH111 - stays text
 
 
 def _config_home(env: Mapping[str, str]) -> Path:
@@ -348,25 +364,25 @@ def _prefix(backend: str) -> str:
     return f"ARI_{backend.upper().replace('-', '_')}_"
 
 
-def _refuse_misspelt_variables(
+def _refuse_unknown_variables(
     cls: type[Backend], known: list[str], env: Mapping[str, str], others: Iterable[str]
 ) -> None:
-    """Refuses a variable that is nearly one of ours: silently ignored, it would send data to the wrong place."""
+    """Refuses a variable that must be meant for us: silently ignored, it would send data to the wrong place."""
     prefix = _prefix(cls.name)
     longer = tuple(p for p in map(_prefix, others) if p != prefix and p.startswith(prefix))
     ours = {variable for key in known for variable in variables_of(cls, key)}
     for variable in sorted(env):
-        if not variable.startswith(prefix) or variable in ours or (longer and variable.startswith(longer)):
+        if not variable.startswith(prefix) or variable in ours or variable.startswith(longer):
             continue
-        key = variable.removeprefix(prefix).lower()
-        if nearest(key, known, 0.8):  # further away it may well belong to another program
-            raise ConfigurationError(f"environment variable {escape(variable)}: {unknown_key(key, known)}")
+        if env[variable]:
+            what = unknown_key(variable.removeprefix(prefix).lower(), known)
+            raise ConfigurationError(f"environment variable {escape(variable)}: {what}")
 
 
-def _mentions_secret(annotation: Any) -> bool:
-    if isinstance(annotation, type) and issubclass(annotation, pydantic.SecretStr | pydantic.SecretBytes):
+def _mentions(annotation: Any, *kinds: type) -> bool:
+    if isinstance(annotation, type) and issubclass(annotation, kinds):
         return True
-    return any(_mentions_secret(part) for part in typing.get_args(annotation))
+    return any(_mentions(part, *kinds) for part in typing.get_args(annotation))
 
 
 def _without_secrets(text: str, cls: type[Backend], sourced: Sourced) -> str:

@@ -84,8 +84,12 @@ class Report:
             where = f"'{first.path}' " if first.path else ""
             raise ContentMismatchError(f"{where}{first.detail}{rest}")
 
-    def require_digest(self, expected: str) -> None:
+    def require_digest(self, expected: str, *, hint: str | None = None) -> None:
         """Compares the bundle digest with the expected one.
+
+        Args:
+            expected: The bundle digest.
+            hint: The next step, where it is not to check the paper.
 
         Raises:
             DigestMismatchError: It is another; the message shows both, and says so when `expected` is the digest
@@ -93,7 +97,6 @@ class Report:
         """
         if self.bundle_sha256 == expected:
             return
-        hint = None
         if expected == self.archive_sha256:
             hint = "the digest given is the SHA-256 of the archive file; use the bundle digest from the paper"
         elif expected == self.manifest_sha256:

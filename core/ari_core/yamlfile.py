@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import yaml
 
 from ari_core.errors import ConfigurationError, escape, from_os_error
-from ari_core.spelling import did_you_mean, nearest
+from ari_core.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     _M = TypeVar("_M", bound=BaseModel)
 
-__all__ = ["Location", "YamlFile", "explain", "nearest", "read_yaml", "unknown_key", "validate"]
+__all__ = ["Location", "YamlFile", "explain", "read_yaml", "unknown_key", "validate"]
 
 Location = tuple[str | int, ...]
 
@@ -36,6 +36,7 @@ _TEXT: Final = {_TAG + name for name in ("str", "timestamp", "merge", "value")}
 _INTEGER: Final = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
 _FLOAT: Final = re.compile(r"[-+]?[0-9]{0,30}\.[0-9]{1,30}([eE][-+]?[0-9]{1,3})?")
 _SHOWN: Final = 60
+_STAR: Final = "a glob that starts with * needs quotes: '*.py'"  # what an alias is meant to be, nearly always
 _FOREIGN_WRITERS: Final = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -91,6 +92,8 @@ def read_yaml(path: Path, max_bytes: int, *, guarded: bool = False) -> YamlFile:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         what = " ".join(filter(None, (error.context, error.problem)))
+        if error.context == "while scanning an alias":
+            what = _STAR
         raise _error(path, mark.line + 1 if mark else None, f"not YAML: {what}") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
@@ -190,7 +193,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()  # type: ignore[no-untyped-call]
-            raise _RefusedError(event, "aliases ('*name') are not allowed here")
+            raise _RefusedError(event, f"aliases ('*name') are not allowed here; {_STAR}")
         return super().compose_node(parent, index)
 
 

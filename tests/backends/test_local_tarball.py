@@ -35,6 +35,10 @@ from ari_core.errors import (
     NotFound,
     Unsupported,
 )
+from ari_core.record import read_record
+from ari_core.workflows.curate import curate
+from ari_core.workflows.delete import delete
+from ari_core.workflows.publish import publish
 
 ONE, TWO, THREE = (make_bundle(seed=seed) for seed in (1, 2, 3))
 
@@ -68,6 +72,7 @@ class TestConformance(BackendContract):
 
     @pytest.fixture
     def backend(self, tmp_path):
+        (tmp_path / "out").mkdir()
         with store(tmp_path / "out") as backend:
             yield backend
 
@@ -197,21 +202,39 @@ def test_what_is_not_a_regular_file_is_refused_without_waiting(tmp_path, kind):
 
 
 def test_opening_creates_nothing(tmp_path):
-    out = tmp_path / "not" / "yet"
-    with store(out) as backend:
+    with store(tmp_path / "yet") as backend:
         assert backend.probe().put
         assert list(backend.list()) == []
         with pytest.raises(NotFound):
-            backend.resolve(file_ref(str(out)))
-        backend.delete(Locator(str(out / "bundle.tar.gz")))
+            backend.resolve(file_ref(str(tmp_path / "yet")))
     assert names(tmp_path) == []
 
 
 def test_put_creates_the_folder(tmp_path):
-    out = tmp_path / "not" / "yet"
+    out = tmp_path / "yet"
     assert put(store(out), ONE)[1]
     assert names(out) == ["bundle.tar.gz", "manifest.lock"]
     assert (out / "manifest.lock").read_bytes() == ONE.manifest
+
+
+def test_a_whole_chain_of_folders_is_not_created(tmp_path):
+    """It is a misspelling, or a disk that is not there."""
+    backend = store(tmp_path / "not" / "there" / "yet")
+    for call in backend.probe, lambda: put(backend, ONE), lambda: list(backend.list()), backend.workdir:
+        with pytest.raises(InvalidConfiguration) as caught:
+            call()
+        assert caught.value.message == f"there is no folder '{tmp_path}/not/there'"
+        assert "create it first" in caught.value.hint
+        assert caught.value.exit_code == 2
+    assert names(tmp_path) == []
+
+
+def test_a_folder_where_none_can_be_made():
+    with pytest.raises(InvalidConfiguration) as caught:
+        put(store(Path("/proc/nope")), ONE)
+    assert caught.value.message.startswith("the folder '/proc/nope' cannot be created: ")
+    assert "-o out=DIR" in caught.value.hint
+    assert caught.value.exit_code == 2
 
 
 def test_without_a_folder_the_checkpoint_is_meant(tmp_path):
@@ -420,6 +443,53 @@ def test_a_manifest_that_cannot_be_written_is_worth_a_warning(tmp_path):
     assert put(store(tmp_path, warnings.append), ONE)[1]
     assert holds(tmp_path, ONE)
     assert ["manifest.lock" in line for line in warnings] == [True]
+
+
+# -- a disk that is not plugged in
+
+
+@pytest.fixture
+def unplugged(tmp_path):
+    """A backend whose folder went away with a bundle in it, and that bundle's locator."""
+    (tmp_path / "disk").mkdir()
+    backend = store(tmp_path / "disk")
+    locator = put(backend, ONE)[0].locator
+    (tmp_path / "disk").rename(tmp_path / "in a drawer")
+    return backend, locator
+
+
+@pytest.mark.parametrize("call", ["stat", "open", "delete", "local_path", "manifest"])
+def test_without_its_folder_nothing_is_certainly_absent(tmp_path, unplugged, call):
+    backend, locator = unplugged
+    with pytest.raises(InvalidConfiguration) as caught:
+        read_all(backend, locator) if call == "open" else getattr(backend, call)(locator)
+    assert caught.value.message == f"the folder '{tmp_path}/disk' is not there"
+    assert "plugged in" in caught.value.hint
+    assert not caught.value.retryable
+    assert caught.value.exit_code == 2
+
+
+def test_what_was_published_is_not_said_to_be_deleted(tmp_path):
+    checkpoint, disk = tmp_path / "run", tmp_path / "disk"
+    (checkpoint / "ear" / "code").mkdir(parents=True)
+    (checkpoint / "ear" / "code" / "run.py").write_text("print('hello')\n")
+    disk.mkdir()
+    curate(checkpoint)
+    ref = publish(checkpoint, options={"out": str(disk)}).record.ref
+    disk.rename(tmp_path / "in a drawer")
+    with pytest.raises(InvalidConfiguration):
+        delete(checkpoint)
+    assert read_record(checkpoint).ref == ref
+    (tmp_path / "in a drawer").rename(disk)
+    assert delete(checkpoint).ref == ""
+    assert names(disk) == []
+
+
+def test_another_place_can_be_published_to_meanwhile(tmp_path, unplugged):
+    backend, locator = unplugged
+    assert backend.resolve(backend.ref(locator)) == locator
+    before = Artifact(locator, archive_sha256=ONE.archive_sha256)
+    assert put(store(tmp_path / "other"), TWO, previous=before)[1]
 
 
 # -- deleting

@@ -475,6 +475,19 @@ def test_an_ear_published_that_is_no_folder_is_left_alone(checkpoint, tmp_path, 
     assert (folder / "ear_published").is_symlink() or (folder / "ear_published").read_text() == "mine"
 
 
+def test_an_ear_published_that_curation_did_not_make_is_left_alone(checkpoint):
+    folder = checkpoint({"a": "1"})
+    (folder / "ear_published").mkdir()
+    (folder / "ear_published" / "thesis.tex").write_text("mine")
+    with pytest.raises(CurationError, match=r"ear_published' .* manifest\.lock.*; it was not touched") as caught:
+        curate(folder)
+    assert caught.value.hint == "move it away"
+    assert tree(folder / "ear_published") == {"thesis.tex": b"mine"}
+    assert litter(folder) == []
+    (folder / "ear_published" / "thesis.tex").unlink()
+    assert curate(folder).included_files == ["a"]  # an empty folder is nobody's loss
+
+
 def grow(path):
     with path.open("ab") as file:
         file.write(b"more")
@@ -692,22 +705,125 @@ def test_a_folder_without_ear_is_told_what_is_missing(checkpoint, tmp_path):
         curate(folder)
 
 
+@pytest.mark.parametrize("place", ["ear", "ear_published"])
+def test_inside_the_checkpoint_it_is_the_folder_above(checkpoint, monkeypatch, place):
+    folder = checkpoint({"a": "1"})
+    curate(folder)
+    monkeypatch.chdir(folder / place)
+    with pytest.raises(CheckpointNotFoundError, match="the current folder .* has no ear/") as caught:
+        curate()
+    assert caught.value.hint == f"you are inside {place}/; go up one folder"
+
+
+def test_a_file_is_said_to_be_no_checkpoint(checkpoint):
+    folder = checkpoint({"a": "1"})
+    with pytest.raises(CheckpointNotFoundError, match=r"ear/a' is a file, not a checkpoint folder$") as caught:
+        curate(folder / "ear" / "a")
+    assert "give the checkpoint's folder" in caught.value.hint
+
+
 # -- warnings ----------------------------------------------------------------------------------------------------
 
 
-def test_nothing_published_is_a_warning(checkpoint):
-    result = curate(checkpoint({"a": "1"}, "include: [b]\n"))
+EMPTY = "nothing in ear/ is both asked for and allowed: the bundle is empty"
+DEFAULTS = "reproduce.sh, environment.json, code/**, data/**, scripts/**, configs/**"
+
+
+def test_nothing_published_is_a_warning_that_names_the_globs(checkpoint):
+    result = curate(checkpoint({"a": "1"}, "include: [b, '[a']\n"))
     assert result.files == ()
-    assert len(result.warnings) == 1
-    assert "the bundle is empty" in result.warnings[0]
+    assert result.warnings == (
+        f"{EMPTY}; see include in publish.yaml",
+        "publish.yaml: include 'b' matches nothing that is published",
+        "publish.yaml: include '[a' matches nothing that is published",
+    )
+
+
+def test_an_empty_ear_without_a_policy_is_not_sent_to_the_policy(checkpoint):
+    assert curate(checkpoint({}, None)).warnings == (EMPTY,)
+
+
+def test_without_a_policy_it_says_what_is_published_and_how_much_is_not(checkpoint):
+    files = {"README.md": "", "results/a": "", "results/b": "", ".env": ""}
+    folder = checkpoint(files, None)
+    (folder / "ear" / "results" / "none").mkdir()
+    result = curate(folder)
+    left = f"no publish.yaml: only {DEFAULTS} are published; 3 files are not asked for"
+    assert (result.files, result.not_asked_for, result.excluded_count) == ((), 3, 1)
+    assert result.warnings == (EMPTY, left)
+    checkpoint({"code/a": ""}, None)
+    assert curate(folder).warnings == (left,)
+    shutil.rmtree(folder / "ear" / "results")
+    assert curate(folder).warnings == (left.replace("3 files are", "1 file is"),)
+    (folder / "ear" / "README.md").unlink()
+    assert curate(folder).warnings == ()
+
+
+def test_with_a_policy_what_is_not_asked_for_is_counted_and_no_warning(checkpoint):
+    files = {"a": "", "b": "", "c/d": "", "c/e": "", "x": "", ".env": ""}
+    folder = checkpoint(files, "include: [a, x]\nexclude: [x]\n")
+    (folder / "ear" / "folder").symlink_to("gone")
+    result = curate(folder)
+    assert (result.not_asked_for, result.excluded_count, result.warnings) == (3, 2, ())
 
 
 def test_a_glob_that_matches_nothing_is_a_warning(checkpoint):
-    result = curate(checkpoint({"code/a": "1"}, "include: ['code/**', 'dta/**']\n"))
-    assert result.warnings == ("publish.yaml: include 'dta/**' matches nothing that is published",)
+    policy = "include: ['code/**', 'dta/**']\nexclude: ['cdoe/x', 'code/b', '*.TMP']\n"
+    result = curate(checkpoint({"code/a": "1", "code/b": "2"}, policy))
+    assert result.warnings == (
+        "publish.yaml: include 'dta/**' matches nothing that is published",
+        "publish.yaml: exclude 'cdoe/x' matches nothing in ear/",
+        "publish.yaml: exclude '*.TMP' matches nothing in ear/",
+    )
 
 
-@pytest.mark.parametrize("name", ["ear/publish.yml", "publish.yaml"])
+@pytest.mark.parametrize("glob", ["code", "code/", "code/deep", "code/deep//"])
+@pytest.mark.parametrize("key", ["include", "exclude"])
+def test_a_glob_that_names_a_folder_is_told_how_to_mean_what_is_in_it(checkpoint, key, glob):
+    more = "include: ['**']\n" if key == "exclude" else ""
+    result = curate(checkpoint({"code/deep/a": "1", "b": "2"}, f"{more}{key}: ['{glob}', 'b', '**/deep/x']\n"))
+    assert [warning for warning in result.warnings if f"'{glob}'" in warning] == [
+        f"publish.yaml: {key} '{glob}' matches nothing {'in ear/' if more else 'that is published'}; "
+        f"for all that is in this folder write '{glob.rstrip('/')}/**'"
+    ]
+    assert len(result.warnings) == 2
+
+
+@pytest.mark.parametrize(
+    "glob",
+    [
+        "a",
+        "not/asked",
+        "*.x",
+        "none/**",
+        "secrets/**",
+        ".git/**",
+        "*.pem",
+        "venv",
+        "venv/**",
+        "to/a",
+        "publish.yaml",
+    ],
+)
+def test_an_exclude_glob_that_has_something_to_do_is_no_warning(checkpoint, glob):
+    folder = checkpoint({"a": "", "not/asked": "", "dir/b.x": "", ".git/config": "", "keep": ""})
+    (folder / "ear" / "none").mkdir()
+    (folder / "ear" / "to").symlink_to("dir")
+    (folder / "ear" / "dir" / "a").write_text("")
+    (folder / "ear" / "venv").symlink_to("/usr")
+    include = "['**']" if "venv" in glob else "[keep, a]"
+    (folder / "ear" / "publish.yaml").write_text(f"include: {include}\nexclude: ['{glob}']\n")
+    assert [warning for warning in curate(folder).warnings if "exclude" in warning] == []
+
+
+def test_an_exclude_glob_with_the_name_of_a_file_as_a_folder_is_a_warning(checkpoint):
+    (warning,) = curate(checkpoint({"private.csv": ""}, "include: ['**']\nexclude: ['private.csv/**']\n")).warnings
+    assert warning == "publish.yaml: exclude 'private.csv/**' matches nothing in ear/"
+
+
+@pytest.mark.parametrize(
+    "name", ["ear/publish.yml", "publish.yaml", "ear/Publish.yaml", "ear/PUBLISH.YML", "Publish.yml"]
+)
 def test_a_misplaced_policy_is_a_warning(checkpoint, name):
     folder = checkpoint({"code/a": "1"}, None)
     (folder / name).write_text("visibility: public\n")

@@ -1,6 +1,5 @@
 """``publish.yaml``: its schema, its globs, the built-in deny rules."""
 
-import datetime as dt
 import os
 
 import pytest
@@ -223,7 +222,6 @@ def test_everything_said(policy_of):
     }
     assert policy.max_file_bytes == 512 * 1024
     assert policy.zenodo == {"community": ["a", "b"], "nested": {"date": "2027-01-01", "n": 3}}
-    assert policy.embargo is None
 
 
 def test_whole_megabytes_stay_whole_numbers(policy_of):
@@ -233,10 +231,10 @@ def test_whole_megabytes_stay_whole_numbers(policy_of):
 
 def test_embargo(policy_of):
     policy = policy_of("visibility: embargoed-until:2027-02-28\n")
-    assert policy.embargo == dt.date(2027, 2, 28)
     assert policy.publish_section()["visibility"] == "embargoed-until:2027-02-28"
 
 
+QUOTES = "a glob that starts with * needs quotes: '*.py'"
 VISIBILITIES = "allowed: staged, private-token, unlisted, public, embargoed-until:YYYY-MM-DD"
 
 
@@ -267,6 +265,16 @@ VISIBILITIES = "allowed: staged, private-token, unlisted, public, embargoed-unti
         ("include:\n", 1, ["'include' must be a list, found nothing"]),
         ("include:\n  - a\n  - no\n", 3, ["'include[1]' must be text, found false: put it in quotes"]),
         ("include:\n  - ''\n", 2, ["'include[0]' cannot be ''"]),
+        ("include:\n  - a\n  - /code/**\n", 3, ["'include[1]' cannot be '/code/**'", "relative to ear/"]),
+        ("exclude: ['../**']\n", 1, ["'exclude[0]' cannot be '../**'", "relative to ear/"]),
+        ("include: ['a/../b']\n", 1, ["'include[0]' cannot be 'a/../b'", "relative to ear/"]),
+        ("exclude:\n- ./data/**\n", 2, ["'exclude[0]' cannot be './data/**'", "relative to ear/"]),
+        ("exclude:\n- .\n", 2, ["'exclude[0]' cannot be '.'", "relative to ear/"]),
+        ("include: [**/*]\n", 1, [QUOTES]),
+        ("include:\n- a\n- *.py\n", 3, [QUOTES]),
+        ("include:\n  [*foo]\n", 2, [QUOTES]),
+        ("include: [*foo*]\n", 1, [QUOTES]),
+        ("include:\n  - *\n", 2, [QUOTES]),
         ("exclude: {a: b}\n", 1, ["'exclude' must be a list, found a mapping"]),
         ("license: ''\n", 1, ["'license' cannot be ''", "an SPDX expression, such as MIT"]),
         ("license: 1.0\n", 1, ["'license' must be text, found 1.0: put it in quotes"]),
@@ -302,6 +310,11 @@ def test_what_is_wrong_is_one_line_with_place_finding_and_advice(policy_of, tmp_
         assert part in message
     assert message.isprintable()
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("glob", ["..a/**", "a../b", ".hidden/**", "a/...", "[.].x", "*/", "code/"])
+def test_globs_with_dots_and_slashes_that_lead_nowhere_else(policy_of, glob):
+    assert policy_of(f"include: ['{glob}']\n").include == [glob]
 
 
 def test_the_first_of_several_mistakes_is_told(policy_of):

@@ -24,6 +24,7 @@ from ari_core.errors import (
     LocalPermissionError,
     Unavailable,
     UnknownBackend,
+    Unsupported,
     UsageError,
 )
 from ari_core.record import read_record, write_record
@@ -184,12 +185,31 @@ def test_a_dry_run_writes_nothing(checkpoint, monkeypatch, how):
 def test_a_file_edited_since_curation(checkpoint, harm, words, dry_run):
     harm(checkpoint / "ear_published")
     before = listing(checkpoint)
-    with pytest.raises(ari_core.AriError, match=words) as caught:
+    with pytest.raises(ChangedSinceCurationError, match=words):
         publish(checkpoint, dry_run=dry_run)
-    assert caught.value.exit_code == 1
-    if not dry_run:
-        assert isinstance(caught.value, ChangedSinceCurationError)
     assert listing(checkpoint) == before
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_store_that_only_reads_is_said(checkpoint, dry_run):
+    with pytest.raises(Unsupported, match="only reads") as caught:
+        publish(checkpoint, backend="https", dry_run=dry_run)
+    assert "local-tarball" in caught.value.hint
+
+
+def test_a_misspelt_rehearsal_is_not_the_performance(checkpoint, monkeypatch):
+    monkeypatch.setenv("ARI_PUBLISH_DRY_RUN", "1")
+    before = listing(checkpoint)
+    with pytest.raises(ConfigurationError, match="did you mean ARI_PUBLISH_DRYRUN"):
+        publish(checkpoint)
+    assert listing(checkpoint) == before
+
+
+def test_copies_elsewhere_are_not_forgotten_when_one_is_deleted(checkpoint, tmp_path):
+    first = publish(checkpoint).record.ref
+    publish(checkpoint, options={"out": str(tmp_path / "usb")})
+    delete(checkpoint)
+    assert [copy["ref"] for copy in status(checkpoint).record.copies] == [first]
 
 
 def test_what_is_missing_is_named(tmp_path):
@@ -241,16 +261,21 @@ def test_a_place_that_cannot_be_written(checkpoint, tmp_path):
     assert not (checkpoint / "publish_record.json").exists()
 
 
-def test_an_unwritable_record_is_said_and_a_second_run_mends_it(checkpoint, monkeypatch):
-    real = publish_module.write_record
+def test_where_the_record_cannot_be_written_nothing_is_stored(checkpoint, tmp_path, monkeypatch):
+    """A copy that its own author has no record of helps nobody."""
 
     def refuse(*_):
         raise LocalPermissionError("writing publish_record.json: Permission denied")
 
-    monkeypatch.setattr(publish_module, "write_record", refuse)
-    with pytest.raises(LocalPermissionError):
-        publish(checkpoint)
-    monkeypatch.setattr(publish_module, "write_record", real)
+    with monkeypatch.context() as patch:
+        patch.setattr(publish_module, "check_record_writable", refuse)
+        with pytest.raises(LocalPermissionError):
+            publish(checkpoint, options={"out": str(tmp_path / "out")})
+        assert not (tmp_path / "out").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(publish_module, "write_record", refuse)
+        with pytest.raises(LocalPermissionError):
+            publish(checkpoint)
     again = publish(checkpoint)
     assert not again.created
     assert read_record(checkpoint).ref == again.record.ref

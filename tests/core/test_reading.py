@@ -24,6 +24,7 @@ from ari_core.errors import (
     Unsupported,
     UsageError,
 )
+from ari_core.names import STAGING_PREFIX
 from ari_core.record import Record, write_record
 from ari_core.workflows import refs
 
@@ -116,8 +117,27 @@ def test_an_unreadable_file(here, bundle, monkeypatch):
 
 def test_a_folder_that_is_nothing(here):
     (here / "x").mkdir()
-    with pytest.raises(ArchiveRefusedError, match="without"):
+    with pytest.raises(NotFound, match="without"):
         verify("x")
+
+
+def test_an_interrupted_curation_is_said(here):
+    (here / "cp" / "ear").mkdir(parents=True)
+    (here / "cp" / f"{STAGING_PREFIX}previous-ear_published").mkdir()
+    with pytest.raises(NotFound, match="curation was interrupted"):
+        verify("cp")
+
+
+def test_settings_mean_nothing_for_a_path(here, bundle):
+    with pytest.raises(UsageError, match="'nonsense'"):
+        verify("bundle.tar.gz", options={"nonsense": "1"})
+
+
+def test_a_record_whose_place_is_gone(here):
+    checkpoint(here / "cp", "0" * 64, refs.file_ref(here / "unplugged" / "bundle.tar.gz"))
+    with pytest.raises(NotFound, match="which is not there") as caught:
+        verify("cp")
+    assert "plugged in" in caught.value.hint
 
 
 def test_a_folder_with_an_archive_in_it(here, bundle):
@@ -143,8 +163,9 @@ def test_what_it_was_compared_with(here, bundle):
 
 def test_a_record_of_another_bundle_is_a_mismatch(here, bundle):
     checkpoint(here / "cp", "0" * 64, refs.file_ref(here / "bundle.tar.gz"))
-    with pytest.raises(DigestMismatchError):
+    with pytest.raises(DigestMismatchError) as caught:
         clone("cp", "out")
+    assert "paper" not in caught.value.hint
     assert not verify("cp").ok
 
 

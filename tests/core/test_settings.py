@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr, field_validator, model_validator
 from support.packages import Packages, forget_modules
 
 from ari_core.contract import Backend, Capabilities, OpenContext
@@ -195,11 +195,52 @@ def test_a_misspelt_variable_is_not_silently_ignored():
     assert error.message == ("environment variable ARI_BOOK_SHELF_TOKN: unknown key 'tokn'; did you mean 'token'?")
 
 
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [("OTU", "did you mean 'out'?"), ("COLOUR_SCHEME", "known: boards, closed, out, pin, token, wood")],
+)
+def test_an_unknown_variable_is_refused_however_unlike_it_is(key, says):
+    error = error_of(load_settings, Shelf, environment={f"ARI_BOOK_SHELF_{key}": SECRET})
+    assert error.message.startswith(f"environment variable ARI_BOOK_SHELF_{key}: unknown key '{key.lower()}'; ")
+    assert says in error.message
+    assert load_settings(Shelf, environment={f"ARI_BOOK_SHELF_{key}": ""}).out is None
+
+
 def test_a_variable_of_something_else_is_ignored():
     # ARI_BOOK_SHELF_2_TOKEN looks like a misspelt key, but belongs to the backend 'book-shelf-2'.
-    environment = {"ARI_BOOK_SHELF_2_TOKEN": "x", "ARI_BOOK_SHELF_COLOUR_SCHEME": "x", "ARI_BOOK": "x"}
+    environment = {"ARI_BOOK_SHELF_2_TOKEN": "x", "ARI_BOOK_SHELVES": "x", "ARI_BOOK": "x"}
     assert load_settings(Shelf, environment=environment, others=["book-shelf-2", "book-shelf"]).token is None
     error_of(load_settings, Shelf, environment=environment)
+
+
+def test_an_alias_below_the_own_prefix_is_no_unknown_variable():
+    class Old(Shelf):
+        aliases = {"token": ("ARI_BOOK_SHELF_PASSWORD",)}  # noqa: RUF012 - as the contract declares it
+
+    environment = {"ARI_BOOK_SHELF_PASSWORD": SECRET}
+    assert load_settings(Old, environment=environment).token.get_secret_value() == SECRET
+
+
+def test_an_empty_path_is_an_error(config):
+    """`-o out=$UNSET` would publish into the current folder."""
+    error = error_of(load_settings, Shelf, options={"out": ""})
+    assert error.message == "-o out=…: 'out' is empty, and must be a path"
+    assert isinstance(error, ConfigurationError)
+    environment = config("backends:\n  lab:\n    type: book-shelf\n    out: ''\n")
+    error = error_of(load_settings, Shelf, profile=profile_of(environment))
+    assert error.message.endswith("line 4: 'out' is empty, and must be a path")
+
+
+def test_a_home_is_expanded_in_every_kind_of_path(monkeypatch, tmp_path):
+    class Sealed(Shelf):
+        class Settings(BaseModel):
+            out: Path = Path("x")
+            seal: FilePath | None = None
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "seal").touch()
+    found = load_settings(Sealed, options={"out": "~/shelf", "seal": "~/seal"}, environment={})
+    assert (found.out, found.seal) == (tmp_path / "shelf", tmp_path / "seal")
 
 
 def test_a_missing_setting_says_how_to_give_it():
@@ -440,6 +481,15 @@ def test_opening_by_name_profile_and_ref(plugins, config):
         assert backend.name == "shelf"
         assert backend.settings.out == out
         assert backend.context is context
+
+
+def test_a_plugin_that_failed_keeps_its_variables(plugins, tmp_path):
+    """One broken package must not take another backend with it."""
+    packages = Packages(tmp_path / "site")
+    packages.package("half-done", "raise RuntimeError('half finished')", entry="shelf-two")
+    environment = {"ARI_SHELF_TWO_TOKEN": "x"}
+    error_of(open_backend, "shelf", plugins=plugins, environment=environment)
+    assert open_backend("shelf", plugins=packages.load(), environment=environment).settings.token is None
 
 
 def test_a_ref_needs_no_configuration_file(plugins, config):

@@ -129,6 +129,8 @@ def test_warnings_do_not_spoil_the_object(checkpoint):
         (["clone", "b.tar.gz", "no/such/parent"], 2, "there is no folder", "create it"),
         (["clone", "b.tar.gz", "--require-digest"], 2, "no digest", "--expect-sha256"),
         (["clone", "page.tar.gz"], 1, "looks like a web page", ""),
+        (["verify", "full/code"], 3, "is a folder without", "give the archive"),
+        (["ear", "publish", "bare", "--backend", "https"], 3, "not curated", ""),
         (["clone", "htps://example.org/x"], 2, "htps", "ari backends list"),
         (["verify", "empty.tar.gz"], 1, "", ""),
         (["ear", "curate", "nowhere"], 3, "nowhere", ""),
@@ -151,7 +153,7 @@ def test_bad_input_is_one_clear_line(tmp_path, arguments, status, words, hint):
     before = sorted(os.listdir(tmp_path))
     done = ari(*arguments, cwd=tmp_path)
     assert done.returncode == status
-    if arguments[0] == "verify":
+    if arguments == ["verify", "empty.tar.gz"]:
         assert "DOES NOT VERIFY" in done.stdout
     else:
         message, advice = error_of(done)
@@ -286,20 +288,31 @@ def test_a_bar_is_drawn_on_a_terminal_only(tmp_path):
 
 
 def test_a_token_is_read_from_where_it_is_safe(tmp_path):
-    make_bundle(tmp_path / "b.tar.gz")
-    plain = ari("verify", tmp_path / "b.tar.gz", "--token", "s3cret-literal")
+    nowhere = "http://127.0.0.1:9/x"
+    (tmp_path / "token").write_text("")
+    for arguments in (["--token-file", tmp_path / "token"], ["--token", "x", "--token-file", "y"]):
+        assert ari("verify", nowhere, *arguments).returncode == 2
+    plain = ari("verify", "nosuch://x", "--token", "s3cret-literal")
     assert "process lists" in plain.stderr
     assert "s3cret" not in plain.stderr + plain.stdout
-    (tmp_path / "token").write_text("")
-    assert ari("verify", tmp_path / "b.tar.gz", "--token-file", tmp_path / "token").returncode == 2
-    assert ari("verify", tmp_path / "b.tar.gz", "--token-file", "-", stdin="t\n").returncode == 0
-    assert ari("verify", tmp_path / "b.tar.gz", "--token", "x", "--token-file", "y").returncode == 2
+    assert "process lists" not in ari("verify", "nosuch://x", "--token-file", "-", stdin="t\n").stderr
+    environment = {**os.environ, "MY_TOKEN": "t"}
+    assert "process lists" not in ari("verify", "nosuch://x", "--token", "MY_TOKEN", env=environment).stderr
 
 
-def test_shell_completion(tmp_path):
-    environment = {**os.environ, "_ARI_COMPLETE": "bash_complete", "COMP_WORDS": "ari ear pub", "COMP_CWORD": "2"}
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize(("words", "found"), [("ari ear pub", "publish"), ("ari clone --exp", "--expect-sha256")])
+def test_shell_completion(shell, words, found):
+    typed = {
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1 if shell != "fish" else words.split()[-1]),
+    }
+    environment = {**os.environ, "_ARI_COMPLETE": f"{shell}_complete", **typed}
     done = subprocess.run([ARI], env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["plain,publish"]
+    assert found in done.stdout
+    source = {**os.environ, "_ARI_COMPLETE": f"{shell}_source"}
+    script = subprocess.run([ARI], env=source, capture_output=True, text=True, check=False).stdout
+    assert "_ARI_COMPLETE" in script
 
 
 def test_version():

@@ -96,11 +96,22 @@ class TarReader:
         self._chunk = memoryview(b"")
         self._left = 0  # contents of the current member not yet given out
         self._padding = 0
+        self._last = ""
         self._magic: bytes | None = None
         self._modes: dict[bytes, bool] = {}  # mode, uid and gid fields already checked -> x-bit
         self._tails: dict[bytes, bytes] = {}  # magic to device fields already checked -> magic
 
     def __iter__(self) -> Iterator[Member]:
+        try:
+            yield from self._members()
+        except ArchiveRefusedError as error:
+            error.enclose(behind=f" ({self._where()})")
+            raise
+
+    def _where(self) -> str:
+        return f"behind {quoted(self._last)}" if self._last else "at its beginning"
+
+    def _members(self) -> Iterator[Member]:
         extension: _Extension | None = None
         while True:
             block = self._take(BLOCK, "a header")
@@ -116,7 +127,9 @@ class TarReader:
                     _refuse("two extension headers stand before one member")
                 extension = self._extension(kind, size)
                 continue
-            yield self._member(block, kind, size, extension, executable=executable)
+            member = self._member(block, kind, size, extension, executable=executable)
+            self._last = member.path
+            yield member
             extension = None
             for _ in self.contents():  # what the caller did not want
                 pass
@@ -128,7 +141,7 @@ class TarReader:
             if not self._chunk:
                 self._chunk = memoryview(next(self._chunks, b""))
                 if not self._chunk:
-                    _refuse("it ends in the middle of a file: the archive is cut off")
+                    _refuse(f"it ends in the middle of {quoted(self._last)}: the archive is cut off")
                 continue
             piece = self._chunk[: self._left]
             self._chunk = self._chunk[len(piece) :]

@@ -159,14 +159,14 @@ def promote(checkpoint: Path | None, pairs: tuple[str, ...], *, target: str | No
       ari ear promote
       ari ear promote run_42 --target public
     """
-    from ari_core.errors import UsageError
+    from ari_core.errors import NoTargetError
     from ari_core.workflows.promote import promote as run
 
     settings = options.settings(pairs)
     try:
         done = run(checkpoint, target=target, options=settings, dry_run=dry_run)
-    except UsageError as error:
-        if target is not None or "which level" not in error.message or not sys.stdin.isatty():
+    except NoTargetError:
+        if not sys.stdin.isatty():
             raise
         target = click.prompt("Which level (private-token, unlisted, public)", err=True)
         done = run(checkpoint, target=target, options=settings, dry_run=dry_run)
@@ -213,8 +213,9 @@ def status(checkpoint: Path | None) -> None:
             f"  visibility   {record.visibility}, wished for: {record.wish or 'nothing'}",
             f"  since        {record.timestamp}",
         ]
-        lines += [f"  also at      {copy.get('ref')}" for copy in record.copies]
         lines.append(f"  reader       {clone_command(record)}")
+    if record is not None:
+        lines += [f"  also at      {copy.get('ref')}" for copy in record.copies]
     if found.embargo_ends and record is not None and record.ref:
         lines.append(f"  embargo      until {found.embargo_ends.isoformat()}")
     if record is not None and record.pending:
@@ -267,7 +268,12 @@ def delete(checkpoint: Path | None, pairs: tuple[str, ...], *, yes: bool, dry_ru
     if dry_run:
         output.result(_fields(gone), f"Dry run: would delete {record.ref}; nothing was changed.")
     else:
-        output.result(_fields(gone), f"Deleted {record.ref}", "  its digest is still in the record's history")
+        output.result(
+            _fields(gone),
+            f"Deleted {record.ref}",
+            *(f"  still at {copy.get('ref')}" for copy in gone.copies),
+            "  its digest is still in the record's history",
+        )
 
 
 def _fields(record: Record) -> dict[str, Any]:

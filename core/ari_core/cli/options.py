@@ -82,7 +82,10 @@ def settings(
         raise UsageError("--token and --token-file exclude each other")
     if token is not None:
         if token not in os.environ:
-            output.warn("the token is on the command line, where process lists show it; use --token-file")
+            output.warn(
+                "no environment variable has the name that --token gives, so that is taken as the token itself, "
+                "which process lists show; use --token-file"
+            )
         _set(found, "token", os.environ.get(token, token))
     if token_file is not None:
         _set(found, "token", _read_token(token_file))

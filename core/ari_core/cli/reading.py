@@ -77,7 +77,7 @@ def clone(
         },
         f"Verified: {_amount(done.file_count, done.total_size)}, {_ANCHORS[done.anchored_by]}.",
         f"  bundle digest  {done.bundle_sha256}",
-        f"  {'unpacked to' if done.extracted else 'stored as'}    {done.dest}",
+        f"  {'unpacked to' if done.extracted else 'stored as':<13}  {done.dest}",
     )
     _advise(done.anchored_by)
 

@@ -91,7 +91,7 @@ def show(backend: str, options: Mapping[str, str]) -> BackendDetails:
     plugins = load_plugins()
     spec, profile = settings.find_backend(backend, plugins)
     cls = plugins.load_class(spec)
-    sourced = settings.collect_settings(cls, options, profile, others=plugins.backends)
+    sourced = settings.collect_settings(cls, options, profile, others=settings.names_of(plugins))
     problem = None
     try:
         settings.check_settings(cls, sourced)

@@ -33,10 +33,16 @@ def find_checkpoint(checkpoint: str | Path | None = None) -> Path:
     folder = Path(checkpoint or "").absolute()
     hint = f"give the checkpoint's folder, or set {VARIABLE}"
     try:
+        if folder.is_file():
+            raise CheckpointNotFoundError(
+                f"{quoted(str(folder))}{origin} is a file, not a checkpoint folder", hint=hint
+            )
         if not folder.is_dir():
             raise CheckpointNotFoundError(
                 f"there is no checkpoint folder {quoted(str(folder))}{origin}", hint=hint
             )
+        if not checkpoint and folder.name in {EAR, PUBLISHED}:
+            hint = f"you are inside {folder.name}/; go up one folder"
         if not checkpoint and not ((folder / EAR).is_dir() or (folder / PUBLISHED).is_dir()):
             raise CheckpointNotFoundError(f"the current folder {quoted(str(folder))} has no {EAR}/", hint=hint)
     except OSError as error:

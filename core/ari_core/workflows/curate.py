@@ -17,15 +17,16 @@ from ari_core.fs import Staging, TreeWriter, recover_tree, write_all
 from ari_core.limits import Limits, how_to_raise
 from ari_core.manifest import FileEntry, bundle_digest, render_manifest
 from ari_core.names import MANIFEST_NAME, quoted, unportable
-from ari_core.policy import POLICY_NAME, Policy, load_policy
+from ari_core.policy import DEFAULT_INCLUDE, POLICY_NAME, Policy, load_policy
 from ari_core.secrets_scan import SCANNED_BYTES, find_secrets
-from ari_core.selection import Chosen, check_size, select, shown
+from ari_core.selection import Chosen, Selection, check_size, select, shown
 from ari_core.streams import CHUNK, Progress
 from ari_core.workflows.checkpoint import EAR, PUBLISHED, ear_of, find_checkpoint
 
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Not blocking: what became a named pipe since it was looked at must not be waited for.
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_LIKE_POLICY: Final = {POLICY_NAME, "publish.yml"}  # in lower case
 _REFUSED: Final = {errno.EACCES, errno.EPERM}
 _ANOTHER: Final = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO}  # it is no longer what was looked at
 
@@ -40,6 +41,7 @@ class CurateResult:
         bundle_sha256: The bundle digest.
         files: By path.
         excluded_count: Files that the built-in deny rules left out, plus those asked for that ``exclude`` did.
+        not_asked_for: Files that neither ``include`` nor a deny rule matches.
         skipped: Path and reason of what was asked for, or looks as if it was, and yet is not published.
         warnings: One line each: content that looks like a secret, unportable names, globs that match nothing.
     """
@@ -49,6 +51,7 @@ class CurateResult:
     bundle_sha256: str
     files: tuple[FileEntry, ...]
     excluded_count: int
+    not_asked_for: int
     skipped: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
 
@@ -79,7 +82,8 @@ def curate(
     Raises:
         CheckpointNotFoundError: No checkpoint, or no ``ear/`` in it.
         ConfigurationError: ``publish.yaml`` breaks its schema.
-        CurationError: A file that is asked for cannot be published as it is, or changes while it is read.
+        CurationError: A file that is asked for cannot be published as it is, or changes while it is read; or
+            ``ear_published`` is something that curation did not make.
         LocalPermissionError: Something cannot be read or written.
         DiskFullError: No space.
     """
@@ -88,10 +92,7 @@ def curate(
     ear = ear_of(folder)
     policy = load_policy(ear)
     destination = folder / PUBLISHED
-    if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
-        raise CurationError(
-            f"{quoted(str(destination))} is not a folder; it was not touched", hint="move it out of the way"
-        )
+    _check_ours(destination)
     recover_tree(folder, PUBLISHED)
     selection = select(ear, policy, limits)
     meter = _Meter(progress, sum(chosen.size for chosen in selection.files))
@@ -121,9 +122,24 @@ def curate(
         bundle_sha256=bundle_digest(files),
         files=tuple(files),
         excluded_count=selection.excluded_count,
+        not_asked_for=selection.not_asked_for,
         skipped=tuple(selection.skipped),
-        warnings=(*_warnings(folder, policy, files), *suspicions),
+        warnings=(*_warnings(folder, policy, selection), *suspicions),
     )
+
+
+def _check_ours(destination: Path) -> None:
+    """Refuses to replace what curation did not make."""
+    try:
+        if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
+            why = "is not a folder"
+        elif destination.is_dir() and (found := os.listdir(destination)) and MANIFEST_NAME not in found:
+            why = f"has no {MANIFEST_NAME}, so curation did not make it"
+        else:
+            return
+    except OSError as error:
+        raise from_os_error(error, f"looking into {quoted(str(destination))}") from error
+    raise CurationError(f"{quoted(str(destination))} {why}; it was not touched", hint="move it away")
 
 
 class _Meter:
@@ -272,15 +288,41 @@ def _suspicions(path: str, beginning: bytes) -> Iterator[str]:
         )
 
 
-def _warnings(checkpoint: Path, policy: Policy, files: list[FileEntry]) -> Iterator[str]:
-    paths = [entry.path for entry in files]
-    if not files:
-        yield f"nothing in ear/ is both asked for and allowed: the bundle is empty; see include in {POLICY_NAME}"
-    else:
-        for glob in policy.unmatched(paths):
-            yield f"{POLICY_NAME}: include {quoted(glob)} matches nothing that is published"
-    for misplaced in (f"{EAR}/publish.yml", POLICY_NAME):
-        if (checkpoint / misplaced).is_file() and not (checkpoint / EAR / POLICY_NAME).exists():
-            yield f"{misplaced} is not read: a policy goes into {EAR}/{POLICY_NAME}"
+def _warnings(checkpoint: Path, policy: Policy, selection: Selection) -> Iterator[str]:
+    paths = [chosen.path for chosen in selection.files]
+    ear = checkpoint / EAR
+    has_policy = (ear / POLICY_NAME).exists()
+    if not paths:
+        yield "nothing in ear/ is both asked for and allowed: the bundle is empty" + (
+            f"; see include in {POLICY_NAME}" if has_policy else ""
+        )
+    for glob in policy.unmatched(paths):
+        yield f"{POLICY_NAME}: include {quoted(glob)} matches nothing that is published{_if_folder(ear, glob)}"
+    for glob in selection.idle_excludes:
+        yield f"{POLICY_NAME}: exclude {quoted(glob)} matches nothing in {EAR}/{_if_folder(ear, glob)}"
+    if not has_policy:
+        yield from _without_policy(checkpoint, selection.not_asked_for)
     for path, reason in unportable([*paths, MANIFEST_NAME]):
         yield f"{escape(path)}: {escape(reason)}"
+
+
+def _if_folder(ear: Path, glob: str) -> str:
+    bare = glob.rstrip("/")
+    if not os.path.isdir(f"{ear}/{bare}"):  # noqa: PTH112 - a glob need not be a possible path
+        return ""
+    return f"; for all that is in this folder write {quoted(f'{bare}/**')}"
+
+
+def _without_policy(checkpoint: Path, not_asked_for: int) -> Iterator[str]:
+    misplaced = [*_like_policies(checkpoint / EAR, f"{EAR}/"), *_like_policies(checkpoint, "")]
+    for name in misplaced:
+        yield f"{escape(name)} is not read: a policy goes into {EAR}/{POLICY_NAME}"
+    if not_asked_for and not misplaced:
+        left = "1 file is" if not_asked_for == 1 else f"{not_asked_for} files are"
+        yield f"no {POLICY_NAME}: only {', '.join(DEFAULT_INCLUDE)} are published; {left} not asked for"
+
+
+def _like_policies(folder: Path, prefix: str) -> Iterator[str]:
+    for name in sorted(os.listdir(folder)):
+        if name.lower() in _LIKE_POLICY and (folder / name).is_file():
+            yield prefix + name

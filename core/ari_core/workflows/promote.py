@@ -8,7 +8,14 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 
 from ari_core.contract import Backend, Locator, OpenContext, SupportsManifest, Visibility
-from ari_core.errors import AlreadyExists, AriError, CheckpointNotFoundError, UsageError, VerificationError
+from ari_core.errors import (
+    AlreadyExists,
+    AriError,
+    CheckpointNotFoundError,
+    NoTargetError,
+    UsageError,
+    VerificationError,
+)
 from ari_core.limits import Limits
 from ari_core.manifest import parse_manifest
 from ari_core.names import quoted
@@ -16,8 +23,9 @@ from ari_core.plugins import load_plugins
 from ari_core.record import Record, now, read_record, write_record
 from ari_core.settings import open_backend
 from ari_core.verification import read_manifest
+from ari_core.wish import check_wish, embargo_end
 from ari_core.workflows.checkpoint import find_checkpoint
-from ari_core.workflows.publish import check_wish, embargo_end, is_dry_run
+from ari_core.workflows.publish import is_dry_run
 from ari_core.workflows.refs import BackendSource
 from ari_core.wrappers import RetryBackend
 
@@ -153,7 +161,7 @@ def _target(record: Record, target: str | None, *, keeps_embargo: bool) -> Visib
     if isinstance(end, date) and embargo_end(wish):
         return Visibility.PUBLIC
     if wish in {None, Visibility.STAGED} and target is None:
-        raise UsageError(
+        raise NoTargetError(
             "promote to which level? publish.yaml asks for none above staged",
             hint=f"give --target, one of: {', '.join(level for level in Visibility if level.rank)}",
         )

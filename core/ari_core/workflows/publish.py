@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +31,7 @@ from ari_core.errors import (
     IntegrityError,
     NotFound,
     Unsupported,
+    VerificationError,
     from_os_error,
 )
 from ari_core.fs import Staging, recover_tree
@@ -39,16 +39,16 @@ from ari_core.limits import Limits
 from ari_core.manifest import Manifest, parse_manifest
 from ari_core.names import BUNDLE_NAME, MANIFEST_NAME, quoted
 from ari_core.plugins import load_plugins
-from ari_core.record import Record, now, read_record, write_record
+from ari_core.record import Record, check_record_writable, now, read_record, write_record
 from ari_core.settings import is_secret, open_backend, reader_options
 from ari_core.streams import Progress, ReadStream
 from ari_core.verification import check_tree, read_tree_manifest, unlisted
+from ari_core.wish import check_wish, embargo_end
 from ari_core.workflows.checkpoint import PUBLISHED, find_checkpoint
 from ari_core.wrappers import RetryBackend
 
 DRY_RUN_VARIABLE: Final = "ARI_PUBLISH_DRYRUN"
 DEFAULT_BACKEND: Final = "local-tarball"
-_EMBARGO: Final = re.compile(r"embargoed-until:(\d{4}-\d{2}-\d{2})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,8 @@ def publish(
         AlreadyExists: Another bundle is in the way.
         AriError: Anything else; nothing half-done is left, and running it again is safe.
     """
-    job = _start(find_checkpoint(checkpoint), limits or Limits.from_environment(), progress)
+    dry_run = dry_run or is_dry_run()
+    job = _start(find_checkpoint(checkpoint), limits or Limits.from_environment(), progress, dry_run=dry_run)
     if not job.manifest.files and not allow_empty:
         raise CurationError(
             "the bundle has no files: nothing in ear/ matches what publish.yaml includes",
@@ -134,17 +135,21 @@ def publish(
         )
     wish = check_wish(visibility or str(job.manifest.publish.get("visibility") or Visibility.STAGED))
     name, reason = _choose(backend, job.manifest)
-    dry_run = dry_run or is_dry_run()
     before = read_record(job.checkpoint)
     context = OpenContext(checkpoint=job.checkpoint, warn=job.warnings.append)
     with RetryBackend(open_backend(name, options, context, load_plugins())) as store:
         able = store.probe()
+        if not able.put:
+            raise Unsupported(
+                f"'{store.name}' stores nothing here: it only reads",
+                hint="choose a backend that stores, such as local-tarball",
+            )
         if able.visibility != "enforced":
             job.warnings.append(
                 f"'{store.name}' keeps nobody from reading: whoever reaches the place can read the bundle"
             )
         if dry_run:
-            check_tree(job.tree, limits=job.limits, expected=job.manifest.bundle_sha256, progress=progress)
+            _check_unchanged(job)
             record = Record(
                 backend=store.name,
                 bundle_sha256=job.manifest.bundle_sha256,
@@ -154,6 +159,7 @@ def publish(
                 encoder=ENCODER,
             )
             return _result(job, record, reason, created=False)
+        check_record_writable(job.checkpoint)  # a copy that nobody knows of helps nobody
         job.profile = None if name == store.name else name
         job.settings = _kept_settings(store, options or {})
         record, created = _put(job, store, before, wish, replace=replace)
@@ -161,8 +167,9 @@ def publish(
     return _result(job, record, reason, created=created)
 
 
-def _start(checkpoint: Path, limits: Limits, progress: Progress | None) -> _Job:
-    recover_tree(checkpoint, PUBLISHED)
+def _start(checkpoint: Path, limits: Limits, progress: Progress | None, *, dry_run: bool) -> _Job:
+    if not dry_run:
+        recover_tree(checkpoint, PUBLISHED)
     tree = checkpoint / PUBLISHED
     if not tree.is_dir():
         raise CheckpointNotFoundError(
@@ -174,6 +181,13 @@ def _start(checkpoint: Path, limits: Limits, progress: Progress | None) -> _Job:
     return _Job(checkpoint, manifest, limits, progress)
 
 
+def _check_unchanged(job: _Job) -> None:
+    try:
+        check_tree(job.tree, limits=job.limits, progress=job.progress)
+    except VerificationError as error:
+        raise ChangedSinceCurationError(f"{PUBLISHED}/ is not what was curated: {error.message}") from error
+
+
 def _choose(backend: str | None, manifest: Manifest) -> tuple[str, str]:
     if backend:
         return backend, f"asked for by --backend {backend}"
@@ -183,32 +197,16 @@ def _choose(backend: str | None, manifest: Manifest) -> tuple[str, str]:
     return DEFAULT_BACKEND, "nothing else is configured"
 
 
-def check_wish(wish: str) -> str:
-    """Returns a visibility as authors write it: a level, or ``embargoed-until:YYYY-MM-DD``.
+def is_dry_run() -> bool:
+    """Says whether ``$ARI_PUBLISH_DRYRUN`` forces dry runs.
 
     Raises:
-        ConfigurationError: It is neither.
+        ConfigurationError: Its name is misspelt: then what was to be a rehearsal would be real.
     """
-    if wish in set(Visibility) or embargo_end(wish):
-        return wish
-    known = ", ".join(Visibility)
-    raise ConfigurationError(
-        f"there is no visibility {quoted(wish)}", hint=f"one of: {known}, embargoed-until:YYYY-MM-DD"
-    )
-
-
-def embargo_end(wish: str | None) -> date | None:
-    """Returns the day an embargo ends, or None when `wish` is no embargo."""
-    found = _EMBARGO.fullmatch(wish or "")
-    try:
-        return date.fromisoformat(found[1]) if found else None
-    except ValueError:
-        raise ConfigurationError(f"there is no such day: {quoted(wish or '')}") from None
-
-
-def is_dry_run() -> bool:
-    """Says whether ``$ARI_PUBLISH_DRYRUN`` forces dry runs."""
-    return os.environ.get(DRY_RUN_VARIABLE, "").lower() not in {"", "0", "false", "no"}
+    for name in os.environ:
+        if name != DRY_RUN_VARIABLE and name.replace("_", "") == DRY_RUN_VARIABLE.replace("_", ""):
+            raise ConfigurationError(f"there is no variable {name}; did you mean {DRY_RUN_VARIABLE}?")
+    return os.environ.get(DRY_RUN_VARIABLE, "").lower() not in {"", "0", "false", "no", "off"}
 
 
 # -- storing -----------------------------------------------------------------------------------------------------

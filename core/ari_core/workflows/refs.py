@@ -25,9 +25,11 @@ from ari_core.errors import (
     NotAnchoredError,
     NotFound,
     UsageError,
+    escape,
     from_os_error,
 )
 from ari_core.filerefs import file_ref, path_of
+from ari_core.fs import was_interrupted
 from ari_core.limits import Limits
 from ari_core.manifest import parse_manifest
 from ari_core.names import BUNDLE_NAME, MANIFEST_NAME, RECORD_NAME, quoted
@@ -65,7 +67,12 @@ class Expected:
         """
         report.require_clean()
         if self.bundle_sha256:
-            report.require_digest(self.bundle_sha256)
+            hint = (
+                None
+                if self.anchored_by == "paper"
+                else "the record is of another bundle: what is there was replaced"
+            )
+            report.require_digest(self.bundle_sha256, hint=hint)
         if report.archive_sha256 is None:
             return
         if not report.archive_sha256.startswith(self.archive_prefix):
@@ -133,7 +140,11 @@ def open_ref(
         opened = _Opening(options or {}, limits, stack).open(ref, expected)
         if require_digest and opened.expected.bundle_sha256 is None:
             raise NotAnchoredError(f"there is no digest to compare {quoted(ref)} with")
-        yield opened
+        try:
+            yield opened
+        except ArchiveRefusedError as error:
+            error.enclose(before=f"{quoted(ref)}: ")
+            raise
 
 
 class _Opening:
@@ -141,6 +152,7 @@ class _Opening:
 
     def __init__(self, options: Mapping[str, str], limits: Limits, stack: ExitStack) -> None:
         self._options, self._limits, self._stack = options, limits, stack
+        self._given = options  # until a record leads elsewhere
         self._context = OpenContext()
         self._recorded: Mapping[str, str] = {}
 
@@ -148,6 +160,11 @@ class _Opening:
         path = local_path(ref)
         if path is None:
             return self._remote(ref, expected)
+        if self._given:
+            raise UsageError(
+                f"a path takes no settings, but '{escape(next(iter(self._given)))}' is given",
+                hint="settings are for refs with a scheme, such as https://",
+            )
         if path.is_dir():
             if _claimed_exactly(path):
                 return self._remote(file_ref(path.absolute()) + "/", expected)
@@ -183,7 +200,12 @@ class _Opening:
             return Opened(file_ref(bundle.absolute()), name, expected, LocalFile(bundle), None, is_local=True)
         if (path / MANIFEST_NAME).is_file():
             return Opened(file_ref(path.absolute()), name, expected, None, path, is_local=True)
-        raise ArchiveRefusedError(
+        if was_interrupted(path, PUBLISHED):
+            raise NotFound(
+                f"{quoted(str(path))} is a checkpoint whose curation was interrupted",
+                hint="run `ari ear status` first",
+            )
+        raise NotFound(
             f"{quoted(str(path))} is a folder without {MANIFEST_NAME}, {BUNDLE_NAME} or {RECORD_NAME}",
             hint="give the archive, the folder it was unpacked to, or the checkpoint it was published from",
         )
@@ -202,7 +224,14 @@ class _Opening:
         # The folder may be a stranger's: their choice of a host must not get the reader's tokens.
         self._context = OpenContext(anonymous=True)
         self._recorded = record.options
-        return self.open(record.ref, expected)
+        self._given = {}
+        try:
+            return self.open(record.ref, expected)
+        except NotFound as error:
+            raise NotFound(
+                f"{quoted(str(path))} names {quoted(record.ref)}, which is not there",
+                hint="is its disk plugged in? else give another copy",
+            ) from error
 
     def _remote(self, ref: str, expected: Expected) -> Opened:
         from ari_core.plugins import load_plugins  # noqa: PLC0415 - a local file needs no plugin

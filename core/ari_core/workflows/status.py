@@ -13,8 +13,8 @@ from ari_core.manifest import parse_manifest
 from ari_core.names import MANIFEST_NAME
 from ari_core.record import Record, read_record
 from ari_core.verification import read_tree_manifest
+from ari_core.wish import embargo_end
 from ari_core.workflows.checkpoint import EAR, PUBLISHED, find_checkpoint
-from ari_core.workflows.publish import embargo_end
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,48 @@
+"""What an author may wish for: a level of visibility, or an embargo until a day (docs/publication.md)."""
+
+from __future__ import annotations
+
+import re
+from datetime import date
+from typing import Final
+
+from ari_core.errors import ConfigurationError
+from ari_core.names import quoted
+from ari_core.spelling import nearest
+
+LEVELS: Final = ("staged", "private-token", "unlisted", "public")
+"""Levels of visibility, lowest first."""
+
+CHOICES: Final = f"{', '.join(LEVELS)}, embargoed-until:YYYY-MM-DD"
+
+_EMBARGO: Final = "embargoed-until:"
+_DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_SHOWN: Final = 60
+
+
+def check_wish(wish: str) -> str:
+    """Returns a wish as authors write it: a level, or ``embargoed-until:YYYY-MM-DD``.
+
+    Raises:
+        ConfigurationError: It is neither.
+    """
+    if wish in LEVELS or embargo_end(wish):
+        return wish
+    near = [_EMBARGO + wish] if _DATE.fullmatch(wish) else nearest(wish, LEVELS)
+    meant = f" (did you mean '{near[0]}'?)" if near else ""
+    raise ConfigurationError(f"there is no visibility {quoted(wish[:_SHOWN])}{meant}", hint=f"one of: {CHOICES}")
+
+
+def embargo_end(wish: str | None) -> date | None:
+    """Returns the day an embargo ends, or None when `wish` is no embargo.
+
+    Raises:
+        ConfigurationError: There is no such day.
+    """
+    if not wish or not wish.startswith(_EMBARGO):
+        return None
+    text = wish.removeprefix(_EMBARGO)
+    try:
+        return date.fromisoformat(text) if _DATE.fullmatch(text) else None
+    except ValueError:
+        raise ConfigurationError(f"there is no such day: {quoted(wish)}") from None
