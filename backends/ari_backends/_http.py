@@ -19,7 +19,7 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from importlib.metadata import version
-from typing import Final
+from typing import Any, Final
 
 import httpx2
 from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr, field_validator
@@ -50,6 +50,8 @@ _STRONG_ETAG: Final = re.compile(r'"[\x21\x23-\x7e]*"')
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")
 _CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 _UNSATISFIED: Final = re.compile(r"bytes \*/([0-9]{1,18})")
+_ERRNO: Final = re.compile(r"\[Errno -?[0-9]+\] ")
+_PORTS: Final = {"http": 80, "https": 443}
 
 
 class HttpSettings(BaseModel):
@@ -138,7 +140,10 @@ class Fetcher:
                 headers["Authorization"] = f"Bearer {self._settings.token.get_secret_value()}"
             # The query goes to the wire only: the library would put it into its log and its errors.
             request = client.build_request(
-                method, url.copy_with(query=None), headers=headers, extensions={"target": url.raw_path}
+                method,
+                url.copy_with(query=None),
+                headers=headers,
+                extensions={"target": url.raw_path, "trace": _Peer()},
             )
             with closing(client.send(request, stream=True)) as response:
                 location = response.headers.get("location")
@@ -159,7 +164,7 @@ class Fetcher:
             return None
         where = "the server"
         with suppress(RuntimeError):  # it knows no request
-            where = _origin(error.request.url)
+            where = _origin(error.request.url) + _proxy_of(error.request)
         if certificate := _certificate_problem(error):
             return InvalidConfiguration(
                 f"{where}: its certificate is not trusted: {escape(certificate)}",
@@ -171,7 +176,18 @@ class Fetcher:
             return Unavailable(f"{where}: nothing received for {self._settings.read_timeout:g} s")
         if isinstance(error, httpx2.ProxyError):
             return Unavailable(f"{where}: the proxy refuses: {escape(str(error))}")
-        return Unavailable(f"{where}: {escape(str(error)) or type(error).__name__}")
+        return Unavailable(f"{where}: {escape(_ERRNO.sub('', str(error), count=1)) or type(error).__name__}")
+
+
+class _Peer:
+    """Notes where a connection really goes: only the library knows, and tells its ``trace`` extension."""
+
+    def __init__(self) -> None:
+        self.place: tuple[str, int] | None = None
+
+    def __call__(self, event: str, info: Mapping[str, Any]) -> None:
+        if event == "connection.connect_tcp.started":
+            self.place = info["host"], info["port"]
 
 
 class Answer:
@@ -365,6 +381,17 @@ def _next_hop(start: httpx2.URL, url: httpx2.URL, location: str) -> httpx2.URL:
 def _origin(url: httpx2.URL) -> str:
     """Scheme, host and port for people."""
     return escape(f"{url.scheme}://{url.netloc.decode('ascii')}")
+
+
+def _proxy_of(request: httpx2.Request) -> str:
+    """Names the proxy that a new connection for `request` went to, without user name; empty if there was none."""
+    peer, url = request.extensions.get("trace"), request.url
+    if not isinstance(peer, _Peer) or peer.place is None:
+        return ""
+    host, port = peer.place
+    if peer.place == (url.raw_host.decode("ascii"), url.port or _PORTS[url.scheme]):
+        return ""
+    return f", through the proxy {escape(f'[{host}]' if ':' in host else host)}:{port}"
 
 
 def _certificate_problem(error: BaseException) -> str | None:

@@ -388,7 +388,7 @@ def _regular(path: Path) -> os.stat_result:
         raise NotFound(f"{quoted(str(path)[:200])} is not the path of a file")
     try:
         status = path.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         if _is_unplugged(path):
             raise _unplugged(path.parent) from None
         raise
@@ -400,12 +400,9 @@ def _regular(path: Path) -> os.stat_result:
 def _is_unplugged(path: Path) -> bool:
     """Says whether the folder of `path` is missing, so that nobody can tell what would be in it."""
     try:
-        path.parent.stat()
-    except FileNotFoundError:
+        return not stat.S_ISDIR(path.parent.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
         return True
-    except OSError:  # whoever asks for the file itself will hear of it
-        return False
-    return False
 
 
 def _unplugged(folder: Path) -> InvalidConfiguration:

@@ -157,7 +157,10 @@ class Staging:
 
 def was_interrupted(folder: Path, name: str) -> bool:
     """Says whether a `Staging.replace_tree` of `name` in `folder` was interrupted half-way."""
-    return (folder / (_PREVIOUS + name)).is_dir()
+    try:
+        return stat.S_ISDIR((folder / (_PREVIOUS + name)).lstat().st_mode)
+    except OSError:
+        return False
 
 
 def recover_tree(folder: Path, name: str) -> None:
@@ -186,7 +189,7 @@ class TreeWriter:
 
     def __init__(self, root_fd: int) -> None:
         self._folders: dict[str, int] = {"": os.dup(root_fd)}
-        self._made: set[str] = set()
+        self._made: set[int] = set()  # hashes of paths: the paths themselves can be long and many
 
     def create(self, path: str, *, executable: bool) -> int:
         """Creates the file `path` and returns a descriptor to write it.
@@ -220,9 +223,9 @@ class TreeWriter:
             return fd
         above, _, name = path.rpartition("/")
         above_fd = self._folder(above)
-        if path not in self._made:
+        if hash(path) not in self._made:
             os.mkdir(name, 0o755, dir_fd=above_fd)  # FileExistsError: the file system folds two names into one
-            self._made.add(path)
+            self._made.add(hash(path))
         fd = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=above_fd)
         if len(self._folders) >= _CACHED_FOLDERS:
             for old in [key for key in self._folders if key and not path.startswith(key + "/")]:
@@ -385,6 +388,19 @@ def _sweep_one(name: str, folder_fd: int) -> None:
 def _remove(name: str, folder_fd: int) -> None:
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(name, dir_fd=folder_fd)
+
+
+def open_regular(path: Path) -> int:
+    """Opens a file for reading, without waiting for the other end of a FIFO.
+
+    Raises:
+        OSError: As the system says; `errno.EINVAL` when it is not a regular file.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return fd
 
 
 def is_empty_folder(path: Path) -> bool:

@@ -10,6 +10,7 @@ from typing import Final
 from ari_core.errors import ConfigurationError, escape
 
 ENVIRONMENT_PREFIX: Final = "ARI_LIMIT_"
+_DIGITS: Final = 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class Limits:
             variable = ENVIRONMENT_PREFIX + field.name.upper()
             if (text := env.get(variable)) is None:
                 continue
-            if not (text.isascii() and text.isdigit() and int(text[:20]) > 0):
+            if not (text.isascii() and text.isdigit() and len(text) <= _DIGITS and int(text) > 0):
                 raise ConfigurationError(f"{variable} must be a positive whole number")
             overrides[field.name] = int(text)
         return cls(**overrides)

@@ -18,11 +18,14 @@ from typing import Any, Final, NamedTuple, NoReturn
 from ari_core.digests import is_sha256
 from ari_core.errors import ArchiveRefusedError
 from ari_core.limits import Limits, how_to_raise
-from ari_core.names import MANIFEST_NAME, file_as_directory, quoted, unsafe_reason
+from ari_core.names import MANIFEST_NAME, file_as_directory, implied_folders, quoted, unsafe_reason
 
 FORMAT_VERSION: Final = 1
 MAX_SIZE: Final = 2**63 - 1
 _ENTRY_KEYS: Final = frozenset({"path", "size", "sha256"})
+# An entry has one brace and three or four commas. What is far beyond that only eats memory.
+_VALUES_PER_FILE: Final = 8
+_VALUES_BESIDES: Final = 10_000
 _INTEGER_DIGITS: Final = 20  # one more than MAX_SIZE has
 
 
@@ -107,7 +110,7 @@ def parse_manifest(raw: bytes, limits: Limits) -> Manifest:
         _refuse(
             f"is {len(raw)} bytes, over the limit of {limits.manifest_bytes} ({how_to_raise('manifest_bytes')})"
         )
-    data = _load_json(raw)
+    data = _load_json(raw, limits)
     if not isinstance(data, dict):
         _refuse("is not a JSON object")
     version = data.get("version")
@@ -119,7 +122,7 @@ def parse_manifest(raw: bytes, limits: Limits) -> Manifest:
     if len(listed) > limits.files:
         _refuse(f"lists {len(listed)} files, over the limit of {limits.files} ({how_to_raise('files')})")
     files = tuple(_entry(item, limits) for item in listed)
-    _check_paths(files)
+    _check_paths(files, limits)
     stated = data.get("bundle_sha256")
     if not is_sha256(stated):
         _refuse("has no valid 'bundle_sha256'")
@@ -144,7 +147,9 @@ def _shown(value: object) -> str:
     return text if len(text) <= 80 else text[:80] + "…"  # noqa: PLR2004 - a line's length, not a rule
 
 
-def _load_json(raw: bytes) -> Any:
+def _load_json(raw: bytes, limits: Limits) -> Any:
+    if sum(map(raw.count, (b"{", b"[", b","))) > _VALUES_PER_FILE * limits.files + _VALUES_BESIDES:
+        _refuse(f"holds more values than {limits.files} files need ({how_to_raise('files')})")
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -236,11 +241,13 @@ def _entry(item: Any, limits: Limits) -> FileEntry:
     return FileEntry(path, size, sha256)
 
 
-def _check_paths(files: tuple[FileEntry, ...]) -> None:
+def _check_paths(files: tuple[FileEntry, ...], limits: Limits) -> None:
     seen: set[str] = set()
     for entry in files:
         if entry.path in seen:
             _refuse(f"lists {quoted(entry.path)} twice")
         seen.add(entry.path)
+    if (folders := implied_folders(seen)) > limits.files:
+        _refuse(f"needs {folders} directories, over the limit of {limits.files} ({how_to_raise('files')})")
     if clash := file_as_directory(seen | {MANIFEST_NAME}):
         _refuse(f"lists {quoted(clash)} as a file and as a directory")

@@ -103,16 +103,31 @@ def _over_a_limit(path: str, limits: Limits) -> str | None:
 
 def file_as_directory(paths: Iterable[str]) -> str | None:
     """Returns a path that is listed as a file while another path needs it to be a directory, or None."""
-    files = set(paths)
-    seen: set[str] = set()
-    for path in files:
-        end = path.rfind("/")
-        while end > 0 and (prefix := path[:end]) not in seen:
-            if prefix in files:
-                return prefix
-            seen.add(prefix)
-            end = path.rfind("/", 0, end)
+    before = ""
+    for path in sorted(paths, key=_folder_order):
+        if before and path.startswith(before + "/"):
+            return before
+        before = path
     return None
+
+
+def implied_folders(paths: Iterable[str]) -> int:
+    """Counts the directories that hold `paths`, without keeping their names."""
+    count = 0
+    before: list[str] = []
+    for path in sorted(paths, key=_folder_order):
+        above = path.split("/")[:-1]
+        shared = 0
+        while shared < min(len(above), len(before)) and above[shared] == before[shared]:
+            shared += 1
+        count += len(above) - shared
+        before = above
+    return count
+
+
+def _folder_order(path: str) -> str:
+    """Sorts what is in a folder right behind the folder's own name."""
+    return path.replace("/", "\0")
 
 
 def unportable(paths: Iterable[str]) -> list[tuple[str, str]]:

@@ -159,7 +159,7 @@ def _visibility(value: str) -> str:
 def _relative(glob: str) -> str:
     if glob.startswith("/") or not {".", ".."}.isdisjoint(glob.split("/")):
         raise ValueError(
-            f"cannot be '{_short(glob)}': a glob is relative to ear/, without / at its beginning or a part '.' or '..'"
+            f"cannot be '{_short(glob)}': globs are relative to ear/, with no / in front and no part '.' or '..'"
         )
     return glob
 

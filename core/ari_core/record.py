@@ -5,6 +5,7 @@ The fields of the existing tool stay as they are; ours are added, and fields we 
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +13,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ari_core.errors import ConfigurationError, from_os_error
-from ari_core.fs import Staging, write_durably
+from ari_core.fs import Staging, open_regular, write_durably
 from ari_core.names import RECORD_NAME, quoted
 
 _MAX_BYTES: Final = 16 * 1024 * 1024
@@ -81,7 +82,7 @@ def read_record(checkpoint: Path) -> Record | None:
     """
     path = checkpoint / RECORD_NAME
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             raw = file.read(_MAX_BYTES + 1)
     except FileNotFoundError:
         return None

@@ -289,7 +289,8 @@ def check_settings(cls: type[Backend], sourced: Sourced) -> Any:
 
 def names_of(plugins: LoadedPlugins) -> set[str]:
     """Returns the names of all backends, also of those that failed or are blocked, as far as they are known."""
-    return {name for plugin in plugins.plugins for name in (plugin.entry, *(spec.name for spec in plugin.backends))}
+    specs = {spec.name for plugin in plugins.plugins for spec in plugin.backends}
+    return specs | {plugin.entry for plugin in plugins.plugins}
 
 
 def variables_of(cls: type[Backend], key: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ is known: when it does not come first, the source is read a second time.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import os
 import stat
@@ -287,6 +288,7 @@ class _Scan:
         self._reader, self._limits = reader, limits
         self._files: dict[str, _Seen] = {}
         self._candidates: dict[str, bytes] = {}  # contents of what may turn out to be the manifest
+        self._names = _Names(limits)
         self.reached_end = False
         self.root = ""
         self.folders: set[str] = set()
@@ -304,6 +306,7 @@ class _Scan:
 
     def folder(self, path: str) -> None:
         if path:
+            self._names.keep(path)
             self.folders.add(path)
         _bound(self.folders, self._limits, "directories")
 
@@ -327,6 +330,7 @@ class _Scan:
             digest = hashlib.sha256()
             for piece in self._reader.contents():
                 digest.update(piece)
+        self._names.keep(member.path)
         self._files[member.path] = _Seen(member.size, digest.hexdigest())
         _bound(self._files, self._limits, "files", spare=1)  # the manifest itself does not count
 
@@ -363,6 +367,7 @@ class _Comparison:
         self._collect = collect
         self._pending: dict[str, FileEntry | None] = {}  # None: already found
         self._extra: set[str] = set()
+        self._names = _Names(limits)
         self.problems: list[Problem] = []
 
     def start(self, manifest: Manifest) -> None:
@@ -378,6 +383,7 @@ class _Comparison:
         if path in self._extra or path == MANIFEST_NAME or (entry is None and path in self._pending):
             raise ArchiveRefusedError(f"{quoted(path)} is in the archive twice")
         if entry is None:
+            self._names.keep(path)
             self._extra.add(path)
             _bound(self._extra, self._limits, "files that the manifest does not list")
             self._problem("extra", path, "is not in the manifest")
@@ -436,16 +442,14 @@ class _Comparison:
 
     def finish(self, folders: Iterable[str]) -> None:
         """Reports what the manifest lists and nobody found, and directories it has no use for."""
-        needed: set[str] = set()
         for path, entry in self._pending.items():
             if entry is not None:
                 self._problem("missing", path, "is missing")
-            above = path.rpartition("/")[0]
-            while above and above not in needed:
-                needed.add(above)
-                above = above.rpartition("/")[0]
-        for folder in sorted(set(folders) - needed):
-            self._problem("extra", folder, "is a directory that holds no listed file")
+        listed = sorted(self._pending)
+        for folder in sorted(folders):
+            place = bisect.bisect_left(listed, folder + "/")
+            if place == len(listed) or not listed[place].startswith(folder + "/"):
+                self._problem("extra", folder, "is a directory that holds no listed file")
 
     def _problem(self, kind: str, path: str, detail: str) -> None:
         problem = Problem(kind, escape(path), detail)
@@ -470,6 +474,20 @@ def _write_known(
     comparison.finish(())
     if reading.report(report.manifest, []).archive_sha256 != report.archive_sha256:
         raise ArchiveRefusedError("the archive changed while it was being read")
+
+
+class _Names:
+    """Bounds the names that are kept before a manifest says which there may be: no manifest could list more."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits, self._bytes = limits, 0
+
+    def keep(self, name: str) -> None:
+        self._bytes += len(name)
+        if self._bytes > self._limits.manifest_bytes:
+            raise ArchiveRefusedError(
+                f"the names take more than {self._limits.manifest_bytes} bytes ({how_to_raise('manifest_bytes')})"
+            )
 
 
 def _bound(found: Sized, limits: Limits, what: str, spare: int = 0) -> None:

@@ -1022,8 +1022,10 @@ def test_timeouts_reach_the_library(connect):
 def test_nobody_listens(connect):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    error = refused(Unavailable, connect(), f"https://127.0.0.1:{port}/x?{QUERY}")
-    assert error.message.startswith(f"https://127.0.0.1:{port}: ")
+    for host in ("127.0.0.1", "[::1]"):
+        error = refused(Unavailable, connect(), f"https://{host}:{port}/x?{QUERY}")
+        assert error.message.startswith(f"https://{host}:{port}: ")
+        assert "Errno" not in error.message
 
 
 def test_unknown_host(connect, monkeypatch):
@@ -1031,7 +1033,8 @@ def test_unknown_host(connect, monkeypatch):
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    assert "not known" in refused(Unavailable, connect(), f"https://host.invalid/x?{QUERY}").message
+    error = refused(Unavailable, connect(), f"https://host.invalid/x?{QUERY}")
+    assert error.message == "https://host.invalid: Name or service not known"
 
 
 # -- certificates ------------------------------------------------------------------------------------------------
@@ -1120,13 +1123,27 @@ def test_loopback_http_never_goes_through_a_proxy(serve, connect, monkeypatch, h
     assert not proxy.seen
 
 
+@pytest.mark.parametrize("how", ["setting", "environment"])
+def test_a_proxy_that_cannot_be_reached_is_named(connect, monkeypatch, how):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        place = f"127.0.0.1:{listener.getsockname()[1]}"
+    address = f"http://me:{TOKEN}@{place}"
+    if how == "environment":
+        monkeypatch.setenv("HTTPS_PROXY", address)
+    backend = connect(proxy=address if how == "setting" else None)
+    error = refused(Unavailable, backend, f"https://example.test/x?{QUERY}")
+    assert error.message == f"https://example.test, through the proxy {place}: Connection refused"
+
+
 def test_proxy_that_refuses(serve, connect):
     server = serve(StaticFile(BODY))
     with Proxy() as proxy:
         proxy.refuse = 407
         address = proxy.origin.replace("//", f"//me:{TOKEN}@")
         error = refused(Unavailable, connect(proxy=address), server.url(f"/x?{QUERY}"))
-        assert "proxy refuses: 407" in error.message
+        assert (
+            f", through the proxy {proxy.origin.removeprefix('http://')}: the proxy refuses: 407" in error.message
+        )
     assert not server.seen
 
 

@@ -469,6 +469,15 @@ def test_without_its_folder_nothing_is_certainly_absent(tmp_path, unplugged, cal
     assert caught.value.exit_code == 2
 
 
+def test_a_file_in_the_folders_place_is_no_proof_either(tmp_path, unplugged):
+    backend, locator = unplugged
+    (tmp_path / "disk").write_text("mine")
+    for call in backend.stat, backend.delete:
+        with pytest.raises(InvalidConfiguration, match="is not there"):
+            call(locator)
+    assert (tmp_path / "disk").read_text() == "mine"
+
+
 def test_what_was_published_is_not_said_to_be_deleted(tmp_path):
     checkpoint, disk = tmp_path / "run", tmp_path / "disk"
     (checkpoint / "ear" / "code").mkdir(parents=True)

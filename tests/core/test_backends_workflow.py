@@ -14,10 +14,12 @@ from support.packages import Packages
 
 from ari_core.errors import (
     AccessDenied,
+    AlreadyExists,
     AriError,
     BackendBug,
     ConfigurationError,
     IntegrityError,
+    InvalidConfiguration,
     PluginLoadError,
     Unavailable,
     UnknownBackend,
@@ -37,7 +39,7 @@ from pathlib import Path
 from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from ari_core.contract import Capabilities, Visibility
-from ari_core.errors import AccessDenied, Unavailable
+from ari_core.errors import AccessDenied, AlreadyExists, Unavailable
 from ari_folder_store.store import FolderStore
 
 class Odd(FolderStore):
@@ -131,6 +133,23 @@ class Breaks(Odd):
     def _put(self, source, new, resume, on_reserved):
         on_reserved(super()._put(source, new, resume, on_reserved)[0].locator)
         raise Unavailable("the line went dead")
+
+class Readable(Odd):
+    def _probe(self):
+        return Capabilities(ranges=True)
+    def _put(self, *args):
+        raise PermissionError(13, "Permission denied", str(self.settings.path))
+
+class Occupied(Odd):
+    def _put(self, *args):
+        raise AlreadyExists("another bundle is there", hint="let it be replaced with --replace")
+
+class Full(Odd):
+    class Settings(BaseModel):
+        bucket: str = "b"
+    def _probe(self):
+        return self.capabilities
+    _put = Occupied._put
 
 class Unreachable(Odd):
     capabilities = Capabilities(visibility="enforced", levels=frozenset({Visibility.PUBLIC, Visibility.STAGED}))
@@ -360,7 +379,21 @@ def test_claiming_that_a_new_bundle_was_there(site):
 
 def test_writing_where_nothing_can_be_written(site):
     error_of(Unsupported, check_backend, "https", write=True)
-    error_of(Unsupported, check_backend, "pretends", {}, write=True)  # without a path it only reads
+    # Without a path, or write access, it only reads here. Why is for the store to say, and it does when it is tried.
+    error = error_of(InvalidConfiguration, check_backend, "pretends", {}, write=True)
+    assert error.message == "no folder is given"
+    error = error_of(AccessDenied, check_backend, "readable", site.options, write=True)
+    assert "no access to" in error.message
+    assert list(site.store.iterdir()) == []
+
+
+def test_a_place_in_use_is_no_place_for_a_check(site):
+    """Its hint would name an option of `publish`."""
+    error = error_of(AlreadyExists, check_backend, "occupied", site.options, write=True)
+    assert error.message == "another bundle is there"
+    assert error.hint == "give the check an empty place, for example -o path=SOME/NEW/FOLDER"
+    error = error_of(AlreadyExists, check_backend, "full", write=True)
+    assert error.hint == "give the check an empty place; `ari backends show full` lists the settings"
 
 
 def test_a_stores_refusal_comes_through(site):

@@ -8,8 +8,8 @@ import pytest
 from support.bundles import contents, make_bundle
 from support.evil import SPEC, Evil
 
-from ari_core import clone, plugins, verify, wrappers
-from ari_core.errors import AriError, NotFound
+from ari_core import clone, delete, plugins, promote, verify, wrappers
+from ari_core.errors import AriError, NotFound, Unsupported
 from ari_core.plugins import LoadedPlugins, Plugin
 from ari_core.record import Record, write_record
 from ari_core.wrappers import RetryBackend, RetryPolicy
@@ -103,6 +103,11 @@ def test_a_record_in_a_strangers_folder_gets_no_token(tmp_path, monkeypatch):
             with pytest.raises(NotFound):
                 verify(str(tmp_path))
             assert set(seen) == {None}
+            seen.clear()
+            for call in (delete, lambda folder: promote(folder, target="public")):
+                with pytest.raises(Unsupported, match="record cannot be right"):
+                    call(tmp_path)
+            assert seen == []
             seen.clear()
             with pytest.raises(NotFound):
                 verify(ref)

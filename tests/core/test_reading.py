@@ -9,7 +9,7 @@ import tarfile
 import pytest
 from support.bundles import FILES, contents, make_bundle, make_tree
 
-from ari_core import clone, show, verify
+from ari_core import clone, show, status, verify
 from ari_core.errors import (
     ArchiveRefusedError,
     CheckpointNotFoundError,
@@ -23,6 +23,7 @@ from ari_core.errors import (
     UnknownBackend,
     Unsupported,
     UsageError,
+    VerificationError,
 )
 from ari_core.names import STAGING_PREFIX
 from ari_core.record import Record, write_record
@@ -117,8 +118,9 @@ def test_an_unreadable_file(here, bundle, monkeypatch):
 
 def test_a_folder_that_is_nothing(here):
     (here / "x").mkdir()
-    with pytest.raises(NotFound, match="without"):
-        verify("x")
+    for call in (verify, clone, show):
+        with pytest.raises(ArchiveRefusedError, match="'x': this is a folder without"):
+            call("x")
 
 
 def test_an_interrupted_curation_is_said(here):
@@ -199,6 +201,71 @@ def test_an_honest_archive_in_an_altered_folder_does_not_make_the_folder_pass(he
     found = verify("unpacked", expect_sha256=bundle.bundle_sha256)
     assert not found.ok
     assert {problem.path for problem in found.problems} == {"code/run.py", "bundle.tar.gz"}
+
+
+@pytest.mark.parametrize("stand_in", ["bundle", "ear_published", "record"])
+@pytest.mark.parametrize("manifest", ["junk", "renamed", "empty", "folder"])
+def test_no_honest_copy_vouches_for_the_folder_it_lies_in(here, bundle, stand_in, manifest):
+    """A reader who checks a folder must not be told that another copy, planted in it, is right."""
+    make_tree(here / "s", FILES)
+    (here / "s/code/run.py").write_text("evil()")
+    if manifest == "renamed":
+        for path in ("README.md", "code", "data"):
+            (here / "s" / path).rename(here / "s" / path.swapcase())
+    elif manifest == "folder":
+        (here / "s/manifest.lock").unlink()
+        (here / "s/manifest.lock").mkdir()
+    else:
+        (here / "s/manifest.lock").write_text("x" if manifest == "junk" else "")
+    if stand_in == "bundle":
+        shutil.copy(here / "bundle.tar.gz", here / "s/bundle.tar.gz")
+    elif stand_in == "ear_published":
+        make_tree(here / "s/ear_published", FILES)
+    else:
+        checkpoint_record = Record(backend="local-tarball", ref=refs.file_ref(here / "bundle.tar.gz"))
+        write_record(here / "s", checkpoint_record)
+    assert not verify("s", expect_sha256=bundle.bundle_sha256).ok
+    with pytest.raises(VerificationError):
+        clone("s", "out", expect_sha256=bundle.bundle_sha256)
+
+
+def test_what_was_not_checked_is_named(here, bundle):
+    checkpoint(here / "cp", bundle.bundle_sha256, refs.file_ref(here / "bundle.tar.gz"))
+    assert verify(str(here / "cp")).beside == here / "cp"
+    assert clone(str(here / "cp"), "out").beside == here / "cp"
+    assert verify("bundle.tar.gz").beside is None
+
+
+@pytest.mark.parametrize("name", [".git.tar.gz", "-rf.tar", "~x.tgz", ".tar.gz", "a\x1bb.tar.gz", ".ari.tgz"])
+def test_a_strangers_name_for_the_archive_is_not_the_destination(here, bundle, name):
+    (here / "in").mkdir()
+    (here / "bundle.tar.gz").rename(here / "in" / name)
+    assert clone(f"in/{name}").dest == here / "bundle"
+
+
+def test_an_empty_destination_keeps_its_mode(here, bundle):
+    (here / "out").mkdir(mode=0o700)
+    clone("bundle.tar.gz", "out")
+    assert (here / "out").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_home_of_nobody(here):
+    with pytest.raises(NotFound):
+        verify("~no-such-user-here/x")
+
+
+def test_a_folder_does_not_stand_in_for_an_address(here, bundle):
+    (here / "nosuch:" / "host").mkdir(parents=True)
+    shutil.copy(here / "bundle.tar.gz", here / "nosuch:" / "host" / "b.tar.gz")
+    with pytest.raises(UnknownBackend):
+        verify("nosuch://host/b.tar.gz")
+
+
+def test_a_fifo_for_a_record_is_not_waited_for(here):
+    (here / "cp" / "ear").mkdir(parents=True)
+    os.mkfifo(here / "cp" / "publish_record.json")
+    with pytest.raises(UsageError, match="not a regular file"):
+        status(here / "cp")
 
 
 def test_a_record_that_names_nothing(here):

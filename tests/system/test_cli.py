@@ -129,7 +129,7 @@ def test_warnings_do_not_spoil_the_object(checkpoint):
         (["clone", "b.tar.gz", "no/such/parent"], 2, "there is no folder", "create it"),
         (["clone", "b.tar.gz", "--require-digest"], 2, "no digest", "--expect-sha256"),
         (["clone", "page.tar.gz"], 1, "looks like a web page", ""),
-        (["verify", "full/code"], 3, "is a folder without", "give the archive"),
+        (["verify", "full/code"], 1, "'full/code': this is a folder without", "give the archive"),
         (["ear", "publish", "bare", "--backend", "https"], 3, "not curated", ""),
         (["clone", "htps://example.org/x"], 2, "htps", "ari backends list"),
         (["verify", "empty.tar.gz"], 1, "", ""),
@@ -227,6 +227,34 @@ def test_what_was_compared_is_said_in_words(tmp_path):
     anchored = ari("verify", tmp_path / "b.tar.gz", "--expect-sha256", manifest.bundle_sha256)
     assert "compared with the digest you gave" in anchored.stdout
     assert anchored.stderr == ""
+
+
+def test_nothing_a_stranger_wrote_reaches_the_terminal_raw(tmp_path):
+    """`ari()` itself refuses ESC in any output; C1, BEL and forged lines must not come through either."""
+    publish = {"li\x1b[31mX": "a\x1b]0;pwn\x07b", "license": "x\nDOES VERIFY", "b": "\x9b31m\u202e"}
+    make_bundle(tmp_path / "b.tar.gz", publish=publish)
+    plain = ari("show", tmp_path / "b.tar.gz")
+    assert not set(plain.stdout) & {"\x07", "\x9b", "\u202e"}
+    assert "\nDOES VERIFY" not in plain.stdout
+    status, data = ari_json("show", tmp_path / "b.tar.gz")
+    assert (status, data["publish"]) == (0, publish)
+    raw = ari("show", tmp_path / "b.tar.gz", "--json").stdout
+    assert not set(raw) & {"\x07", "\x9b", "\u202e"}
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-"])
+def test_a_closed_stream_is_no_crash(tmp_path, closed):
+    make_bundle(tmp_path / "b.tar.gz")
+    done = subprocess.run(
+        ["bash", "-c", f"{ARI} verify {tmp_path}/b.tar.gz {closed}"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_destination_that_the_terminal_cannot_show(tmp_path):
+    make_bundle(tmp_path / "b.tar.gz")
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    assert ari("clone", tmp_path / "b.tar.gz", tmp_path / "\u00e9\udcff", env=environment).returncode == 0
 
 
 def test_delete_asks(checkpoint):

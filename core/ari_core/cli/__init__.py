@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -16,6 +17,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns the exit status; never lets an exception out."""
     from ari_core.cli import output
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show must not end the program
+            stream.reconfigure(errors="backslashreplace")
     arguments = sys.argv[1:] if arguments is None else arguments
     output.use(json="--json" in arguments)  # so that errors of parsing come out right too
     status = _run(arguments)
@@ -29,7 +33,8 @@ def _run(arguments: list[str]) -> int:
 
     try:
         status = app(arguments, prog_name="ari", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read our output has enough of it; do not complain when the interpreter closes it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

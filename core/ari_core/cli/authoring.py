@@ -216,6 +216,8 @@ def status(checkpoint: Path | None) -> None:
         lines.append(f"  reader       {clone_command(record)}")
     if record is not None:
         lines += [f"  also at      {copy.get('ref')}" for copy in record.copies]
+    if found.curation_interrupted:
+        lines.append("  interrupted  a curation: run `ari ear curate` again")
     if found.embargo_ends and record is not None and record.ref:
         lines.append(f"  embargo      until {found.embargo_ends.isoformat()}")
     if record is not None and record.pending:
@@ -228,6 +230,7 @@ def status(checkpoint: Path | None) -> None:
             "has_ear": found.has_ear,
             "curated_sha256": found.curated_sha256,
             "published_is_curated": found.published_is_curated,
+            "curation_interrupted": found.curation_interrupted,
             "embargo_ends": found.embargo_ends.isoformat() if found.embargo_ends else None,
             "record": _fields(record) if record else None,
         },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -11,12 +12,15 @@ from typing import Any, Final
 
 import click
 
-from ari_core.errors import AriError
+from ari_core.errors import AriError, escape
 from ari_core.streams import Progress
 
 _UNITS: Final = ("bytes", "KB", "MB", "GB", "TB")
 _STEP: Final = 1000
 _SHOW_AFTER_SECONDS: Final = 0.5
+_UNPRINTABLE: Final = re.compile(
+    "[\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
 _state = {"json": False}
 _told: set[str] = set()
 
@@ -29,15 +33,25 @@ def use(*, json: bool) -> None:
 def result(data: Mapping[str, Any], *lines: str) -> None:
     """Prints a result: `data` as JSON, or `lines` for people."""
     if _state["json"]:
-        print(json_module.dumps(data, ensure_ascii=False, indent=2, default=str))  # noqa: T201 - this is the output
+        _print_json(data, indent=2)
     else:
         for line in lines:
-            print(line)  # noqa: T201 - this is the output
+            print(escape(line))  # noqa: T201 - this is the output
+
+
+def _print_json(data: Mapping[str, Any], indent: int | None = None) -> None:
+    text = json_module.dumps(data, ensure_ascii=False, indent=indent, default=str)
+    # What a terminal would act on is escaped as JSON can; line breaks are json's own.
+    print(_UNPRINTABLE.sub(lambda found: _as_json_escape(found[0]), text))  # noqa: T201 - this is the output
+
+
+def _as_json_escape(character: str) -> str:
+    return json_module.dumps(character)[1:-1]
 
 
 def warn(line: str) -> None:
     """Prints one warning line."""
-    print(f"warning: {line}", file=sys.stderr)  # noqa: T201 - this is the output
+    print(f"warning: {escape(line)}", file=sys.stderr)  # noqa: T201 - this is the output
 
 
 def plugin_problems() -> None:
@@ -56,10 +70,10 @@ def plugin_problems() -> None:
 def error(kind: str, message: str, hint: str | None) -> None:
     """Prints an error: one line, and one more with the next step."""
     if _state["json"]:
-        print(json_module.dumps({"error": {"kind": kind, "message": message, "hint": hint}}))  # noqa: T201
-    print(f"error: {message}", file=sys.stderr)  # noqa: T201 - this is the output
+        _print_json({"error": {"kind": kind, "message": message, "hint": hint}})
+    print(f"error: {escape(message)}", file=sys.stderr)  # noqa: T201 - this is the output
     if hint:
-        print(f"hint: {hint}", file=sys.stderr)  # noqa: T201 - this is the output
+        print(f"hint: {escape(hint)}", file=sys.stderr)  # noqa: T201 - this is the output
 
 
 def usage_error(problem: BaseException) -> int | None:
@@ -96,7 +110,7 @@ def files(count: int) -> str:
 @contextmanager
 def progress() -> Iterator[Progress | None]:
     """Gives a callback that draws a progress bar, if there is a terminal to draw on and it takes long enough."""
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         yield None
         return
     bar = _Bar()

@@ -79,7 +79,7 @@ def clone(
         f"  bundle digest  {done.bundle_sha256}",
         f"  {'unpacked to' if done.extracted else 'stored as':<13}  {done.dest}",
     )
-    _advise(done.anchored_by)
+    _advise(done.anchored_by, done.ref, done.beside)
 
 
 @click.command()
@@ -144,7 +144,7 @@ def verify(
             f"  bundle digest  {found.bundle_sha256}",
             f"  read           {found.ref}",
         )
-        _advise(found.anchored_by)
+        _advise(found.anchored_by, found.ref, found.beside)
         return 0
     lines = [f"  {p.kind:<8} {p.path + ': ' if p.path else ''}{p.detail}" for p in found.problems[:_LISTED]]
     if len(found.problems) > _LISTED:
@@ -203,6 +203,8 @@ def _amount(files: int, size: int) -> str:
     return f"{output.files(files)}, {output.size(size)}"
 
 
-def _advise(anchored_by: str) -> None:
+def _advise(anchored_by: str, ref: str, beside: Path | None) -> None:
+    if beside is not None:
+        output.warn(f"only {ref} was checked, NOT the other files in {beside}")
     if anchored_by in {"none", "archive-id"}:
         output.warn("to know that this is the paper's bundle, give --expect-sha256 with the digest printed there")

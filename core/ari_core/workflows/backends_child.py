@@ -38,7 +38,16 @@ from ari_core.contract import (
     Source,
     Visibility,
 )
-from ari_core.errors import AriError, BackendBug, ConfigurationError, IntegrityError, NotFound, Unsupported, escape
+from ari_core.errors import (
+    AlreadyExists,
+    AriError,
+    BackendBug,
+    ConfigurationError,
+    IntegrityError,
+    NotFound,
+    Unsupported,
+    escape,
+)
 from ari_core.manifest import FileEntry, bundle_digest, render_manifest
 from ari_core.names import MANIFEST_NAME
 from ari_core.plugins import load_plugins
@@ -163,9 +172,12 @@ def check(backend: str, options: Mapping[str, str], write: bool, checkpoint: str
 
 
 def _write_and_read_back(store: Backend, can: Capabilities, steps: list[str]) -> str | None:
-    """Stores a test bundle, reads it back and deletes it; returns its ref if it had to stay."""
-    if not can.put:
-        raise Unsupported(f"the backend '{store.name}' takes no artifacts here", hint="check it without --write")
+    """Stores a test bundle, reads it back and deletes it; returns its ref if it had to stay.
+
+    A store that says it takes nothing here is tried all the same: it was asked for, and only then it says why.
+    """
+    if not store.capabilities.put:
+        raise Unsupported(f"the backend '{store.name}' takes no artifacts", hint="check it without --write")
     source = _TestBundle()
     new = NewArtifact(created=datetime.now(UTC), description={"title": "Test bundle of `ari backends check`"})
     made: list[Locator] = []
@@ -182,8 +194,17 @@ def _write_and_read_back(store: Backend, can: Capabilities, steps: list[str]) ->
     except AriError as error:
         if made and not _cleaned_up(store, made):
             error.message += f"; the test bundle may still be at {store.ref(made[-1])}"
+        if isinstance(error, AlreadyExists):  # whose own hint is for those who publish
+            raise AlreadyExists(error.message, hint=_empty_place(store)) from error
         raise
     return None
+
+
+def _empty_place(store: Backend) -> str:
+    keys = [key for key in settings.fields_of(store.Settings) if settings.is_path(store.Settings, key)]
+    if keys:
+        return f"give the check an empty place, for example -o {keys[0]}=SOME/NEW/FOLDER"
+    return f"give the check an empty place; `ari backends show {store.name}` lists the settings"
 
 
 def _cleaned_up(store: Backend, made: list[Locator]) -> bool:

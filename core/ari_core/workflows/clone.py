@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ class CloneResult:
         total_size: Their bytes.
         extracted: Whether it was unpacked.
         anchored_by: What it was compared with: ``paper``, ``record``, ``archive-id`` or ``none``.
+        beside: The folder that was named, when it is not what was read: its other files were not checked.
     """
 
     ref: str
@@ -45,6 +47,7 @@ class CloneResult:
     total_size: int
     extracted: bool
     anchored_by: str
+    beside: Path | None = None
 
 
 def clone(
@@ -91,6 +94,8 @@ def clone(
             if extract:
                 assert target is not None  # noqa: S101 - for the type checker: set just above
                 report = _unpack(opened, staging, limits, progress)
+                if target.is_dir():  # an empty folder, whose mode is somebody's choice
+                    os.chmod(_TREE, stat.S_IMODE(target.stat().st_mode), dir_fd=staging.fd)
                 staging.commit_tree(_TREE, target.name)
             else:
                 report, target = _store(opened, staging, target, limits, progress)
@@ -103,6 +108,7 @@ def clone(
         total_size=report.manifest.total_size,
         extracted=extract,
         anchored_by=opened.expected.anchored_by,
+        beside=opened.beside,
     )
 
 

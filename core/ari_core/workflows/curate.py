@@ -7,7 +7,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn, Self
@@ -133,7 +133,11 @@ def _check_ours(destination: Path) -> None:
     try:
         if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
             why = "is not a folder"
-        elif destination.is_dir() and (found := os.listdir(destination)) and MANIFEST_NAME not in found:
+        elif (
+            destination.is_dir()
+            and (found := {path.name for path in destination.iterdir()})
+            and MANIFEST_NAME not in found
+        ):
             why = f"has no {MANIFEST_NAME}, so curation did not make it"
         else:
             return
@@ -323,6 +327,7 @@ def _without_policy(checkpoint: Path, not_asked_for: int) -> Iterator[str]:
 
 
 def _like_policies(folder: Path, prefix: str) -> Iterator[str]:
-    for name in sorted(os.listdir(folder)):
-        if name.lower() in _LIKE_POLICY and (folder / name).is_file():
-            yield prefix + name
+    with suppress(OSError):  # a folder may be of use without being listed
+        for path in sorted(folder.iterdir()):
+            if path.name.lower() in _LIKE_POLICY and path.is_file():
+                yield prefix + path.name

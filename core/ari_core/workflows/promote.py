@@ -13,6 +13,7 @@ from ari_core.errors import (
     AriError,
     CheckpointNotFoundError,
     NoTargetError,
+    Unsupported,
     UsageError,
     VerificationError,
 )
@@ -114,9 +115,11 @@ def published_record(checkpoint: Path) -> Record:
 def open_recorded(checkpoint: Path, record: Record, options: Mapping[str, str] | None) -> Backend:
     """Opens the store that a record names, set as it was when publishing."""
     settings = {**record.settings, **record.options, **(options or {})}
-    return RetryBackend(
-        open_backend(record.profile or record.backend, settings, OpenContext(checkpoint), load_plugins())
-    )
+    store = open_backend(record.profile or record.backend, settings, OpenContext(checkpoint), load_plugins())
+    if not store.capabilities.put:
+        # Nothing can have been published there, so this record is not of our making: send that place nothing.
+        raise Unsupported(f"nothing is ever published with '{store.name}'; the record cannot be right")
+    return RetryBackend(store)
 
 
 def require_own(store: Backend, locator: Locator, record: Record) -> None:

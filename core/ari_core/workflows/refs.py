@@ -11,7 +11,7 @@ import re
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -20,6 +20,7 @@ from ari_core.contract import Backend, Locator, OpenContext
 from ari_core.digests import is_sha256, parse_sha256
 from ari_core.errors import (
     ArchiveRefusedError,
+    AriError,
     CheckpointNotFoundError,
     IntegrityError,
     NotAnchoredError,
@@ -32,13 +33,14 @@ from ari_core.filerefs import file_ref, path_of
 from ari_core.fs import was_interrupted
 from ari_core.limits import Limits
 from ari_core.manifest import parse_manifest
-from ari_core.names import BUNDLE_NAME, MANIFEST_NAME, RECORD_NAME, quoted
+from ari_core.names import BUNDLE_NAME, MANIFEST_NAME, RECORD_NAME, quoted, unsafe_reason
 from ari_core.streams import ByteSource, ReadStream, deadline
-from ari_core.verification import Report
-from ari_core.workflows.checkpoint import PUBLISHED
+from ari_core.verification import Report, read_tree_manifest
+from ari_core.workflows.checkpoint import EAR, PUBLISHED
 
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 _PINNED: Final = re.compile(r"(?:/artifacts?/|^ari://(?:[^/]+/)?)([0-9a-f]{16,64})/?$")
+_STORED: Final = re.compile(r"bundle(-[0-9a-f]{16})?\.tar\.gz|manifest\.lock|meta\.json|\.ari-staging-.*")
 _ARCHIVE_ENDINGS: Final = (".tar.gz", ".tgz", ".tar")
 
 
@@ -96,6 +98,7 @@ class Opened:
         source: The archive, or None when it is an unpacked folder.
         folder: The unpacked folder, or None.
         is_local: Reading it twice costs nothing.
+        beside: The folder that the user named, when it is not what was read: its other files were not checked.
     """
 
     ref: str
@@ -104,6 +107,7 @@ class Opened:
     source: ByteSource | None
     folder: Path | None
     is_local: bool
+    beside: Path | None = None
 
 
 def expectation(expect_sha256: str | None) -> Expected:
@@ -137,10 +141,10 @@ def open_ref(
     """
     expected = expectation(expect_sha256)
     with ExitStack() as stack:
-        opened = _Opening(options or {}, limits, stack).open(ref, expected)
-        if require_digest and opened.expected.bundle_sha256 is None:
-            raise NotAnchoredError(f"there is no digest to compare {quoted(ref)} with")
         try:
+            opened = _Opening(options or {}, limits, stack).open(ref, expected)
+            if require_digest and opened.expected.bundle_sha256 is None:
+                raise NotAnchoredError(f"there is no digest to compare {quoted(ref)} with")
             yield opened
         except ArchiveRefusedError as error:
             error.enclose(before=f"{quoted(ref)}: ")
@@ -178,35 +182,35 @@ class _Opening:
         return Opened(file_ref(path.absolute()), _stem(path.name), expected, LocalFile(path), None, is_local=True)
 
     def _folder(self, path: Path, expected: Expected) -> Opened:
-        unpacked = _is_unpacked_bundle(path, self._limits)
-        has_record = (path / RECORD_NAME).is_file()
-        if unpacked and has_record and (path / PUBLISHED).is_dir():
-            # Guessing could check one thing while the user looks at the other.
-            raise UsageError(
-                f"{quoted(str(path))} is a checkpoint and an unpacked bundle at once",
-                hint=f"name what you mean: {BUNDLE_NAME}, {PUBLISHED}/ or {RECORD_NAME} in it",
-            )
         name = path.resolve().name
-        if unpacked:
-            return Opened(file_ref(path.absolute()), name, expected, None, path, is_local=True)
+        has_record = (path / RECORD_NAME).is_file()
+        if os.path.lexists(path / MANIFEST_NAME) and not _holds_only_stored_files(path):
+            is_checkpoint = has_record and ((path / PUBLISHED).is_dir() or (path / EAR).is_dir())
+            if not is_checkpoint:
+                return Opened(file_ref(path.absolute()), name, expected, None, path, is_local=True)
+            if _may_be_unpacked_bundle(path, self._limits):
+                # Guessing could check one thing while the user looks at the other.
+                raise UsageError(
+                    f"{quoted(str(path))} is a checkpoint and an unpacked bundle at once",
+                    hint=f"name what you mean: {BUNDLE_NAME}, {PUBLISHED}/ or {RECORD_NAME} in it",
+                )
         if has_record:
             return self._record(path / RECORD_NAME, expected)
-        if (path / PUBLISHED / MANIFEST_NAME).is_file():
-            return Opened(
-                file_ref((path / PUBLISHED).absolute()), name, expected, None, path / PUBLISHED, is_local=True
-            )
-        if (path / BUNDLE_NAME).is_file():
-            bundle = path / BUNDLE_NAME
-            return Opened(file_ref(bundle.absolute()), name, expected, LocalFile(bundle), None, is_local=True)
-        if (path / MANIFEST_NAME).is_file():
-            return Opened(file_ref(path.absolute()), name, expected, None, path, is_local=True)
+        inner = path / PUBLISHED
+        if (inner / MANIFEST_NAME).is_file():
+            return Opened(file_ref(inner.absolute()), name, expected, None, inner, is_local=True, beside=path)
+        bundle = path / BUNDLE_NAME
+        if bundle.is_file():
+            beside = None if _holds_only_stored_files(path) else path
+            ref = file_ref(bundle.absolute())
+            return Opened(ref, name, expected, LocalFile(bundle), None, is_local=True, beside=beside)
         if was_interrupted(path, PUBLISHED):
             raise NotFound(
                 f"{quoted(str(path))} is a checkpoint whose curation was interrupted",
-                hint="run `ari ear status` first",
+                hint="run `ari ear curate` again",
             )
-        raise NotFound(
-            f"{quoted(str(path))} is a folder without {MANIFEST_NAME}, {BUNDLE_NAME} or {RECORD_NAME}",
+        raise ArchiveRefusedError(
+            f"this is a folder without {MANIFEST_NAME}, {BUNDLE_NAME} or {RECORD_NAME}",
             hint="give the archive, the folder it was unpacked to, or the checkpoint it was published from",
         )
 
@@ -226,7 +230,7 @@ class _Opening:
         self._recorded = record.options
         self._given = {}
         try:
-            return self.open(record.ref, expected)
+            return replace(self.open(record.ref, expected), beside=path.parent)
         except NotFound as error:
             raise NotFound(
                 f"{quoted(str(path))} names {quoted(record.ref)}, which is not there",
@@ -256,15 +260,22 @@ class _Opening:
         return Opened(backend.ref(locator), name, expected, source, None, is_local=False)
 
 
-def _is_unpacked_bundle(path: Path, limits: Limits) -> bool:
-    """Says whether files that a manifest lists lie beside it."""
-    manifest = path / MANIFEST_NAME
+def _holds_only_stored_files(path: Path) -> bool:
+    """Says whether a folder is a store's: an archive and what stores put beside it, and nothing of a bundle."""
     try:
-        if not manifest.is_file() or manifest.stat().st_size > limits.manifest_bytes:
-            return False
-        listed = parse_manifest(manifest.read_bytes(), limits).files
-    except (OSError, ArchiveRefusedError):
-        return False  # whoever reads it for real says what is wrong
+        names = {entry.name for entry in path.iterdir()}
+    except OSError:
+        return False
+    return BUNDLE_NAME in names and all(_STORED.fullmatch(name) for name in names)
+
+
+def _may_be_unpacked_bundle(path: Path, limits: Limits) -> bool:
+    """Says whether files that a manifest lists lie beside it, or whether that cannot be told."""
+    try:
+        raw = read_tree_manifest(path / MANIFEST_NAME, limits)
+        listed = parse_manifest(raw, limits).files
+    except AriError:
+        return True
     return any(os.path.lexists(path / entry.path) for entry in listed)
 
 
@@ -351,13 +362,18 @@ def local_path(ref: str) -> Path | None:
         raise UsageError("the ref is empty" if not ref else "the ref has a NUL in it")
     if ref[:5].lower() == "file:":
         return path_of(ref)
-    if _SCHEME.match(ref) and not os.path.lexists(ref):
+    if _SCHEME.match(ref) and ("://" in ref or not os.path.lexists(ref)):
         return None
-    return Path(ref).expanduser()
+    try:
+        return Path(ref).expanduser()
+    except RuntimeError:  # ~nobody-of-that-name
+        return Path(ref)
 
 
 def _stem(name: str) -> str:
+    """Returns a default destination: a plain name, whatever a stranger called the archive (``.git.tar.gz``)."""
     for ending in _ARCHIVE_ENDINGS:
-        if name.endswith(ending) and len(name) > len(ending):
-            return name[: -len(ending)]
-    return name
+        if name.endswith(ending):
+            name = name[: -len(ending)]
+            break
+    return "bundle" if name[:1] in {"", ".", "-", "~"} or unsafe_reason(name, Limits()) else name

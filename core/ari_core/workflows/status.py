@@ -7,7 +7,7 @@ from datetime import date
 from pathlib import Path
 
 from ari_core.errors import ArchiveRefusedError
-from ari_core.fs import recover_tree
+from ari_core.fs import was_interrupted
 from ari_core.limits import Limits
 from ari_core.manifest import parse_manifest
 from ari_core.names import MANIFEST_NAME
@@ -28,6 +28,7 @@ class StatusResult:
         record: The publish record, or None.
         published_is_curated: Whether what is published is what is curated now.
         embargo_ends: Day on which an embargo ends, or None.
+        curation_interrupted: A curation stopped half-way; the next one mends it.
     """
 
     checkpoint: Path
@@ -36,6 +37,7 @@ class StatusResult:
     record: Record | None
     published_is_curated: bool
     embargo_ends: date | None
+    curation_interrupted: bool
 
 
 def status(checkpoint: str | Path | None = None, *, limits: Limits | None = None) -> StatusResult:
@@ -46,7 +48,6 @@ def status(checkpoint: str | Path | None = None, *, limits: Limits | None = None
         ConfigurationError: Its record is not one.
     """
     folder = find_checkpoint(checkpoint)
-    recover_tree(folder, PUBLISHED)
     limits = limits or Limits.from_environment()
     try:
         curated = parse_manifest(
@@ -62,4 +63,5 @@ def status(checkpoint: str | Path | None = None, *, limits: Limits | None = None
         record=record,
         published_is_curated=bool(record and record.ref and record.bundle_sha256 == curated),
         embargo_ends=embargo_end(record.wish) if record else None,
+        curation_interrupted=was_interrupted(folder, PUBLISHED),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from ari_core.errors import AriError, Problem, VerificationError
 from ari_core.limits import Limits
@@ -26,6 +27,7 @@ class VerifyResult:
         file_count: Files the manifest lists.
         total_size: Their bytes.
         anchored_by: What it was compared with: ``paper``, ``record``, ``archive-id`` or ``none``.
+        beside: The folder that was named, when it is not what was read: its other files were not checked.
         problems: What disagrees.
         error: The first problem as the error that a clone would have raised.
     """
@@ -40,6 +42,7 @@ class VerifyResult:
     anchored_by: str
     problems: tuple[Problem, ...]
     error: AriError | None = None
+    beside: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,7 @@ def verify(
                 anchored_by=opened.expected.anchored_by,
                 problems=(refused,),
                 error=error,
+                beside=opened.beside,
             )
         problems = list(report.problems)
         found: AriError | None = None
@@ -127,6 +131,7 @@ def verify(
         anchored_by=opened.expected.anchored_by,
         problems=tuple(problems),
         error=found,
+        beside=opened.beside,
     )
 
 

@@ -95,8 +95,10 @@ class FolderStore(Backend):
 
     def _folder(self):
         path = self.settings.path
-        if path is None or not path.is_dir():
-            raise InvalidConfiguration(f"there is no folder {path or ''}".rstrip(), hint="give -o path=DIR")
+        if path is None:
+            raise InvalidConfiguration("no folder is given", hint="-o path=DIR")
+        if not path.is_dir():
+            raise InvalidConfiguration(f"there is no folder {str(path)!r}", hint="create it, or give -o path=DIR")
         return path.absolute()
 
 
@@ -104,6 +106,8 @@ def file_of(locator):
     path = Path(locator)
     if not path.is_absolute() or not NAME.fullmatch(path.name) or "\0" in locator:
         raise NotFound("this names nothing in a folder-store")
+    if not path.parent.is_dir():  # so nobody knows what is in it: it may be on a disk that is not plugged in
+        raise InvalidConfiguration(f"the folder {str(path.parent)!r} is not there")
     return path
 
 
