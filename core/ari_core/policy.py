@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from ari_core.errors import ConfigurationError, escape, from_os_error
 from ari_core.names import STAGING_PREFIX
-from ari_core.wish import CHOICES, check_wish
+from ari_core.wish import CHOICES, why_not
 from ari_core.yamlfile import YamlFile, explain, read_yaml
 
 POLICY_NAME: Final = "publish.yaml"
@@ -95,6 +95,7 @@ _LICENSE: Final = re.compile(r"(?=.*[A-Za-z0-9])[A-Za-z0-9.+:() -]{1,200}")
 _BACKEND: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _WILDCARD: Final = re.compile(r"[*?\[]")
 _SHOWN: Final = 60
+_LONGEST_GLOB: Final = 4096
 _GLOBS_TRIED_ONE_BY_ONE: Final = 100
 ANYTHING: Final = "\0\0\0\0\0\0\0\0"
 """Stands for a name that no file has: only a wildcard matches it."""
@@ -140,23 +141,32 @@ class Globs:
 
 
 def _variants(pattern: str) -> Iterable[str]:
-    yield pattern
-    while pattern.startswith("**/"):
-        pattern = pattern.removeprefix("**/")
-        yield pattern
+    """A leading ``**/``, or many of them, which say no more than one, also matches nothing."""
+    rest = pattern
+    while rest.startswith("**/"):
+        rest = rest.removeprefix("**/")
+    if rest != pattern:
+        yield "**/" + rest
+    yield rest
 
 
 _DENIED: Final = Globs((f"**/{rule}" for rule in DENY), ignore_case=True)
 
 
 def _visibility(value: str) -> str:
-    try:
-        return check_wish(value)
-    except ConfigurationError as error:
-        raise ValueError(f"cannot be '{_short(value)}': {error.message}") from None
+    if reason := why_not(value):
+        raise ValueError(reason)
+    return value
+
+
+def is_denied_place(path: str) -> bool:
+    """Says whether the built-in rules keep back what is in a folder, wherever on this machine it is."""
+    return _DENIED.match(f"{path.strip('/')}/file")
 
 
 def _relative(glob: str) -> str:
+    if len(glob) > _LONGEST_GLOB:
+        raise ValueError(f"cannot be longer than {_LONGEST_GLOB} characters")
     if glob.startswith("/") or not {".", ".."}.isdisjoint(glob.split("/")):
         raise ValueError(
             f"cannot be '{_short(glob)}': globs are relative to ear/, with no / in front and no part '.' or '..'"
@@ -204,7 +214,7 @@ class Policy(BaseModel):
     backend: Annotated[str, AfterValidator(functools.partial(_spelled_as, _BACKEND))] | None = Field(
         default=None, description="the name of a backend or profile, such as local-tarball"
     )
-    zenodo: dict[str, Any] | None = Field(default=None, description="a mapping, read by the zenodo backend")
+    zenodo: dict[str, Any] | None = Field(default=None, description="a mapping, for a later backend")
 
     @functools.cached_property
     def _include(self) -> Globs:

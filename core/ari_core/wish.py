@@ -26,11 +26,23 @@ def check_wish(wish: str) -> str:
     Raises:
         ConfigurationError: It is neither.
     """
-    if wish in LEVELS or embargo_end(wish):
-        return wish
+    if reason := why_not(wish):
+        raise ConfigurationError(f"the visibility {reason}", hint=f"one of: {CHOICES}")
+    return wish
+
+
+def why_not(wish: str) -> str | None:
+    """Says why `wish` cannot be one, as ``"cannot be 'pubic' (did you mean 'public'?)"``, or None if it can."""
+    if wish in LEVELS:
+        return None
+    try:
+        if embargo_end(wish):
+            return None
+    except ConfigurationError as error:
+        return f"cannot be {quoted(wish[:_SHOWN])}: {error.message}"
     near = [_EMBARGO + wish] if _DATE.fullmatch(wish) else nearest(wish, LEVELS)
     meant = f" (did you mean '{near[0]}'?)" if near else ""
-    raise ConfigurationError(f"there is no visibility {quoted(wish[:_SHOWN])}{meant}", hint=f"one of: {CHOICES}")
+    return f"cannot be {quoted(wish[:_SHOWN])}{meant}"
 
 
 def embargo_end(wish: str | None) -> date | None:
@@ -45,4 +57,4 @@ def embargo_end(wish: str | None) -> date | None:
     try:
         return date.fromisoformat(text) if _DATE.fullmatch(text) else None
     except ValueError:
-        raise ConfigurationError(f"there is no such day: {quoted(wish)}") from None
+        raise ConfigurationError("there is no such day") from None

@@ -379,7 +379,7 @@ def test_claiming_that_a_new_bundle_was_there(site):
 
 def test_writing_where_nothing_can_be_written(site):
     error_of(Unsupported, check_backend, "https", write=True)
-    # Without a path, or write access, it only reads here. Why is for the store to say, and it does when it is tried.
+    # Without a path, or write access, it only reads here. Why is for the store to say, when it is tried.
     error = error_of(InvalidConfiguration, check_backend, "pretends", {}, write=True)
     assert error.message == "no folder is given"
     error = error_of(AccessDenied, check_backend, "readable", site.options, write=True)
@@ -391,7 +391,7 @@ def test_a_place_in_use_is_no_place_for_a_check(site):
     """Its hint would name an option of `publish`."""
     error = error_of(AlreadyExists, check_backend, "occupied", site.options, write=True)
     assert error.message == "another bundle is there"
-    assert error.hint == "give the check an empty place, for example -o path=SOME/NEW/FOLDER"
+    assert error.hint == "give the check an empty place, for example -o path=NEW_FOLDER"
     error = error_of(AlreadyExists, check_backend, "full", write=True)
     assert error.hint == "give the check an empty place; `ari backends show full` lists the settings"
 

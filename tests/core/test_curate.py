@@ -127,6 +127,24 @@ def test_same_input_same_bytes_whatever_the_time(checkpoint):
     assert curate(folder).manifest_path.read_bytes() == first
 
 
+def test_ear_itself_may_be_a_link_but_not_to_what_is_kept_back(checkpoint, tmp_path):
+    """A stranger's checkpoint whose ear/ leads to the user's own keys."""
+    home = tmp_path / "home" / ".ssh"
+    (home / "code").mkdir(parents=True)
+    (home / "code" / "id_custom").write_text("key")
+    folder = checkpoint({})
+    shutil.rmtree(folder / "ear")
+    (folder / "ear").symlink_to(home)
+    with pytest.raises(CurationError, match="never published"):
+        curate(folder)
+    (folder / "ear").unlink()
+    home.rename(tmp_path / "scratch")
+    (folder / "ear").symlink_to(tmp_path / "scratch")
+    result = curate(folder)
+    assert result.included_files == ["code/id_custom"]
+    assert any("is a link" in line for line in result.warnings)
+
+
 def test_only_the_owners_x_bit_is_kept(checkpoint):
     folder = checkpoint({"run.sh": "x", "data": "x", "odd": "x"})
     (folder / "ear" / "run.sh").chmod(0o700)

@@ -344,3 +344,10 @@ def test_a_named_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "publish.yaml")
     with pytest.raises(ConfigurationError, match="not a regular file"):
         load_policy(tmp_path)
+
+
+def test_a_glob_of_many_stars_costs_no_more_than_one():
+    many, one = Globs(["**/" * 1300 + "x"]), Globs(["**/x"])
+    for path in ("x", "a/x", "a/b/c/x", "y", "xa", "a/xb"):
+        assert many.match(path) == one.match(path)
+    assert len(many._regex.pattern) + sum(map(len, many._literal)) < 100

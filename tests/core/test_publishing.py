@@ -246,7 +246,7 @@ def test_bad_settings_are_seen_before_anything_is_written(checkpoint):
     before = listing(checkpoint)
     with pytest.raises(ConfigurationError, match="outt"):
         publish(checkpoint, options={"outt": "x"})
-    with pytest.raises(ConfigurationError, match="no visibility"):
+    with pytest.raises(ConfigurationError, match="cannot be"):
         publish(checkpoint, visibility="secret")
     with pytest.raises(ConfigurationError, match="no such day"):
         publish(checkpoint, visibility="embargoed-until:2027-02-30")
@@ -306,7 +306,7 @@ def test_visibility_only_moves_up(checkpoint):
     promote(checkpoint, target="public")
     with pytest.raises(UsageError, match="only moves up"):
         promote(checkpoint, target="unlisted")
-    with pytest.raises(ConfigurationError, match="no visibility"):
+    with pytest.raises(ConfigurationError, match="cannot be"):
         promote(checkpoint, target="publik")
     assert read_record(checkpoint).visibility == "public"
 

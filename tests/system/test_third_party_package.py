@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,18 @@ def test_our_wheel_is_what_is_imported(good):
     files = good.run("python", "-c", code).stdout.split()
     assert len(files) == len(modules)
     assert all(Path(file).is_relative_to(good.site) for file in files)
+
+
+def test_our_wheel_says_that_it_is_typed(wheels):
+    """Without these files a type checker takes everything of ours for Any (PEP 561)."""
+    with zipfile.ZipFile(wheels[ROOT]) as wheel:
+        assert {"ari_core/py.typed", "ari_backends/py.typed"} <= set(wheel.namelist())
+
+
+def test_our_version_satisfies_what_the_package_needs(good):
+    """With the dependencies resolved, as in plugins.md: ours is there from a checkout, and from no index."""
+    run([sys.executable, "-m", "pip", "--python", good.bin / "python", "install", "-qq", "--no-index", "--dry-run",
+         "--no-build-isolation", "--disable-pip-version-check", FOLDER_STORE])  # fmt: skip
 
 
 def test_it_is_listed_beside_the_built_in_ones(good):

@@ -97,6 +97,7 @@ class TarReader:
         self._left = 0  # contents of the current member not yet given out
         self._padding = 0
         self._last = ""
+        self._source_failed = False
         self._magic: bytes | None = None
         self._modes: dict[bytes, bool] = {}  # mode, uid and gid fields already checked -> x-bit
         self._tails: dict[bytes, bytes] = {}  # magic to device fields already checked -> magic
@@ -105,8 +106,15 @@ class TarReader:
         try:
             yield from self._members()
         except ArchiveRefusedError as error:
-            error.enclose(behind=f" ({self._where()})")
+            if not self._source_failed:  # what is wrong below the tar archive is at no place in it
+                error.enclose(behind=f" ({self._where()})")
             raise
+
+    def _next_chunk(self) -> bytes:
+        self._source_failed = True
+        chunk = next(self._chunks, b"")
+        self._source_failed = False
+        return chunk
 
     def _where(self) -> str:
         return f"behind {quoted(self._last)}" if self._last else "at its beginning"
@@ -139,7 +147,7 @@ class TarReader:
         """Yields the contents of the current member, each piece at most one chunk; valid until the next piece."""
         while self._left:
             if not self._chunk:
-                self._chunk = memoryview(next(self._chunks, b""))
+                self._chunk = memoryview(self._next_chunk())
                 if not self._chunk:
                     _refuse(f"it ends in the middle of {quoted(self._last)}: the archive is cut off")
                 continue
@@ -156,7 +164,7 @@ class TarReader:
         parts = [bytes(chunk)]
         missing = count - len(chunk)
         while missing:
-            chunk = memoryview(next(self._chunks, b""))
+            chunk = memoryview(self._next_chunk())
             if not chunk:
                 if any(parts) or what != "a header":
                     _refuse(f"it ends in the middle of {what}: the archive is cut off")
@@ -182,7 +190,7 @@ class TarReader:
             seen += len(self._chunk)
             if seen > _MAX_END_PADDING:
                 _refuse(f"more than {_MAX_END_PADDING} zero bytes follow the end")
-            chunk = next(self._chunks, b"")
+            chunk = self._next_chunk()
             if not chunk:
                 break
             self._chunk = memoryview(chunk)

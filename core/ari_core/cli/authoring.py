@@ -39,6 +39,7 @@ def curate(checkpoint: Path | None, *, show_files: bool, no_scan_secrets: bool) 
         output.warn(warning)
     total = sum(entry.size for entry in done.files)
     left_out = f", {done.excluded_count} left out by rules" if done.excluded_count else ""
+    left_out += f", {done.not_asked_for} not asked for" if done.not_asked_for else ""
     output.result(
         {
             "ear_published_dir": str(done.ear_published_dir),
@@ -46,6 +47,7 @@ def curate(checkpoint: Path | None, *, show_files: bool, no_scan_secrets: bool) 
             "bundle_sha256": done.bundle_sha256,
             "included_files": done.included_files,
             "excluded_count": done.excluded_count,
+            "not_asked_for": done.not_asked_for,
             "skipped": [{"path": path, "reason": reason} for path, reason in done.skipped],
             "warnings": list(done.warnings),
         },

@@ -203,7 +203,7 @@ def _write_and_read_back(store: Backend, can: Capabilities, steps: list[str]) ->
 def _empty_place(store: Backend) -> str:
     keys = [key for key in settings.fields_of(store.Settings) if settings.is_path(store.Settings, key)]
     if keys:
-        return f"give the check an empty place, for example -o {keys[0]}=SOME/NEW/FOLDER"
+        return f"give the check an empty place, for example -o {keys[0]}=NEW_FOLDER"
     return f"give the check an empty place; `ari backends show {store.name}` lists the settings"
 
 

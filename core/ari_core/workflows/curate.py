@@ -17,7 +17,7 @@ from ari_core.fs import Staging, TreeWriter, recover_tree, write_all
 from ari_core.limits import Limits, how_to_raise
 from ari_core.manifest import FileEntry, bundle_digest, render_manifest
 from ari_core.names import MANIFEST_NAME, quoted, unportable
-from ari_core.policy import DEFAULT_INCLUDE, POLICY_NAME, Policy, load_policy
+from ari_core.policy import DEFAULT_INCLUDE, POLICY_NAME, Policy, is_denied_place, load_policy
 from ari_core.secrets_scan import SCANNED_BYTES, find_secrets
 from ari_core.selection import Chosen, Selection, check_size, select, shown
 from ari_core.streams import CHUNK, Progress
@@ -90,6 +90,10 @@ def curate(
     limits = limits or Limits.from_environment()
     folder = find_checkpoint(checkpoint)
     ear = ear_of(folder)
+    if (folder / EAR).is_symlink() and is_denied_place(ear.as_posix()):
+        raise CurationError(
+            f"{EAR}/ is a link to {quoted(str(ear))}, which is never published", hint="copy what may be published"
+        )
     policy = load_policy(ear)
     destination = folder / PUBLISHED
     _check_ours(destination)
@@ -293,6 +297,8 @@ def _suspicions(path: str, beginning: bytes) -> Iterator[str]:
 
 
 def _warnings(checkpoint: Path, policy: Policy, selection: Selection) -> Iterator[str]:
+    if (checkpoint / EAR).is_symlink():
+        yield f"{EAR}/ is a link: what is published is in {(checkpoint / EAR).resolve()}"
     paths = [chosen.path for chosen in selection.files]
     ear = checkpoint / EAR
     has_policy = (ear / POLICY_NAME).exists()
