@@ -63,8 +63,8 @@ class HttpSettings(BaseModel):
     ca_file: FilePath | None = Field(
         None, description="PEM file of the authorities to trust instead of the system's"
     )
-    connect_timeout: float = Field(15.0, gt=0, description="seconds to wait for a connection")
-    read_timeout: float = Field(60.0, gt=0, description="seconds to wait for the next bytes")
+    connect_timeout: float = Field(15.0, gt=0, le=86400, description="seconds to wait for a connection")
+    read_timeout: float = Field(60.0, gt=0, le=86400, description="seconds to wait for the next bytes")
     proxy: SecretStr | None = Field(
         None, description="proxy URL for https, instead of the environment's HTTPS_PROXY, ALL_PROXY, NO_PROXY"
     )
@@ -412,6 +412,6 @@ def _retry_after(text: str | None) -> float | None:
         return float(text)
     try:
         when = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return max(0.0, (when - datetime.now(UTC)).total_seconds()) if when.tzinfo else None

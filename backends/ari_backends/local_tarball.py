@@ -19,6 +19,7 @@ import os
 import re
 import shlex
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
@@ -49,6 +50,7 @@ from ari_core.filerefs import file_ref, path_of
 from ari_core.fs import Staging, fsync_folder, write_all, write_durably
 from ari_core.limits import Limits
 from ari_core.names import BUNDLE_NAME, MANIFEST_NAME, STAGING_PREFIX, quoted
+from ari_core.streams import deadline
 
 if TYPE_CHECKING:
     from ari_core.verification import Report
@@ -58,6 +60,7 @@ _OURS: Final = re.compile(rf"bundle(-[0-9a-f]{{{_ID_DIGITS}}})?\.tar\.gz")
 _LOCK: Final = STAGING_PREFIX + "lock"
 _STAGED: Final = "bundle"
 _KEPT: Final = "kept"
+_LOCK_POLL_SECONDS: Final = 0.02
 _ANOTHER: Final = "name another one with -o out=DIR"
 
 
@@ -511,8 +514,7 @@ def _locked(folder: Path) -> Iterator[None]:
         except OSError as error:
             raise from_os_error(error, f"locking the folder {quoted(str(folder))}") from error
         try:
-            with suppress(OSError):  # a file system without locks
-                fcntl.flock(fd, fcntl.LOCK_EX)
+            _wait_for_lock(fd, folder)
             if _is_open_at(fd, path):
                 try:
                     yield
@@ -522,6 +524,25 @@ def _locked(folder: Path) -> Iterator[None]:
                 return
         finally:
             os.close(fd)
+
+
+def _wait_for_lock(fd: int, folder: Path) -> None:
+    """Takes the lock, unless somebody holds it for ever: anyone who can open its file can do that."""
+    until = time.monotonic() + deadline()
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise AlreadyExists(
+                    f"another program holds the folder {quoted(str(folder))} locked",
+                    hint="try again when it is done",
+                ) from None
+            time.sleep(_LOCK_POLL_SECONDS)
+        except OSError:
+            return  # a file system without locks
+        else:
+            return
 
 
 def _is_open_at(fd: int, path: Path) -> bool:

@@ -1204,3 +1204,10 @@ class TestConformance(BackendContract):
         backend.shelf.trouble = step
         yield
         backend.shelf.trouble = None
+
+
+@pytest.mark.parametrize("text", ["Mon, 01 Jan 2024 00:00:00 +99999999999999999", "soon", "-1", "9" * 400])
+def test_an_impossible_retry_after_is_no_crash(text):
+    from ari_backends._http import _retry_after
+
+    assert _retry_after(text) in {None, float("inf")}

@@ -803,3 +803,13 @@ def test_denied_is_not_absent(tmp_path):
     with mock.patch.object(Path, "stat", side_effect=denied), pytest.raises(AccessDenied) as caught:
         store(None).resolve(file_ref(str(tmp_path)))
     assert str(tmp_path) in str(caught.value)
+
+
+def test_a_lock_that_is_held_for_ever_is_given_up(tmp_path, monkeypatch):
+    """Whoever can open the lock's file can hold it; a publisher must not hang because of that."""
+    monkeypatch.setenv("ARI_DEADLINE", "0.2")
+    with (tmp_path / ".ari-staging-lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(AlreadyExists, match="locked"):
+            put(store(tmp_path), ONE)
+    assert not (tmp_path / "bundle.tar.gz").exists()
