@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Final, Protocol
+from typing import Final, Protocol, Self
 
 from ari_core.errors import ConfigurationError, Unavailable
 
@@ -118,3 +119,32 @@ class ReadAhead:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join(_PATIENCE_SECONDS)  # one that hangs is a daemon, and dies with the program
+
+
+class BackgroundSha256:
+    """Hashes in a thread of its own what `update` is given, in order. Use it as a context manager."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+        self._todo: queue.Queue[bytes | None] = queue.Queue(_CHUNKS_AHEAD)
+        self._thread = threading.Thread(target=self._run, name="ari-hash", daemon=True)
+
+    def _run(self) -> None:
+        while (data := self._todo.get()) is not None:
+            self._digest.update(data)
+
+    def update(self, data: bytes) -> None:
+        """Adds `data`."""
+        self._todo.put(data)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._todo.put(None)
+        self._thread.join()
+
+    def hexdigest(self) -> str:
+        """Returns the digest; valid behind the ``with`` block."""
+        return self._digest.hexdigest()

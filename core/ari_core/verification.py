@@ -31,7 +31,7 @@ from ari_core.fs import write_all
 from ari_core.limits import Limits, how_to_raise
 from ari_core.manifest import FileEntry, Manifest, parse_manifest
 from ari_core.names import MANIFEST_NAME, quoted, unsafe_reason
-from ari_core.streams import CHUNK, ByteSource, Progress, ReadAhead
+from ari_core.streams import CHUNK, BackgroundSha256, ByteSource, Progress, ReadAhead
 
 OS_FILES: Final = frozenset({".DS_Store", "Thumbs.db", "desktop.ini", ".directory", ".localized"})
 OS_FOLDERS: Final = frozenset({"__pycache__", ".ipynb_checkpoints", ".Spotlight-V100", ".Trashes", ".fseventsd"})
@@ -242,13 +242,14 @@ class _Reading:
 
     def __init__(self, source: ByteSource, limits: Limits, progress: Progress | None) -> None:
         self._source, self._limits, self._progress = source, limits, progress
-        self._digest = hashlib.sha256()
+        self._digest = BackgroundSha256()
         self._count = 0
         self._form = ""
 
     @contextmanager
     def open(self) -> Iterator[TarReader]:
         with (
+            self._digest,
             self._source.open() as stream,
             ReadAhead(tar_chunks(stream, self._on_read, self._on_form)) as chunks,
         ):

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import stat
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,16 +24,21 @@ from ari_core.errors import ChangedSinceCurationError, from_os_error
 from ari_core.fs import write_all
 from ari_core.manifest import FileEntry, Manifest
 from ari_core.names import MANIFEST_NAME, quoted
-from ari_core.streams import CHUNK, Progress, ReadAhead
+from ari_core.streams import CHUNK, BackgroundSha256, Progress, ReadAhead
 
 # ISA-L levels 0 to 2 give the same bytes on every x86-64 processor, level 3 does not (design, section 4).
 _LEVEL: Final = 1
-_GZIP: Final = 31  # window bits: deflate in a gzip member, whose header then has no name and no time
+_RAW: Final = -15  # window bits: deflate without a frame, which is written here
+_GZIP_HEADER: Final = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"  # deflate, no flags, no time, no system
+_END_OF_DEFLATE: Final = b"\x01\x00\x00\xff\xff"  # an empty stored block, the final one (RFC 1951, section 3.2.4)
+_LONGEST_STORED: Final = 65535
+_SAMPLES: Final = 4
+_SAMPLE: Final = 1024
 _OCTAL_LIMIT: Final = 8**11
 _NAME_FIELD: Final = 100
 _PREFIX_FIELD: Final = 155
 
-ENCODER: Final = f"isal {isal.__version__} level {_LEVEL}"
+ENCODER: Final = f"isal {isal.__version__} level {_LEVEL}, stored where that is no larger"
 """Program and version that made the bytes; another one may make other bytes of the same bundle."""
 
 
@@ -64,11 +70,10 @@ def write_bundle(tree: Path, manifest: Manifest, out_fd: int, *, progress: Progr
         DiskFullError: No space.
     """
     packer = _Packer(tree, manifest, progress)
-    compressor = isal_zlib.compressobj(_LEVEL, isal_zlib.DEFLATED, _GZIP)
-    digest = hashlib.sha256()
+    digest = BackgroundSha256()
     size = 0
-    with ReadAhead(packer.blocks()) as blocks:
-        for data in _compressed(blocks, compressor):
+    with digest, ReadAhead(packer.blocks()) as blocks:
+        for data in _gzipped(blocks):
             digest.update(data)
             size += len(data)
             try:
@@ -78,10 +83,43 @@ def write_bundle(tree: Path, manifest: Manifest, out_fd: int, *, progress: Progr
     return Written(size, digest.hexdigest())
 
 
-def _compressed(blocks: Iterator[bytes], compressor: isal_zlib.Compress) -> Iterator[bytes]:
+def _gzipped(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """Makes one gzip member. A block that does not compress is stored: a reader gets it back many times faster.
+
+    The compressor knows nothing of stored blocks, so behind one a new compressor starts, with an empty window.
+    """
+    yield _GZIP_HEADER
+    crc = size = 0
+    compressor: isal_zlib.Compress | None = None
     for block in blocks:
-        yield compressor.compress(block)
-    yield compressor.flush()
+        crc = isal_zlib.crc32(block, crc)
+        size += len(block)
+        if _is_noise(block):
+            if compressor:
+                yield compressor.flush(isal_zlib.Z_SYNC_FLUSH)
+                compressor = None
+            yield _stored(block)
+        else:
+            compressor = compressor or isal_zlib.compressobj(_LEVEL, isal_zlib.DEFLATED, _RAW)
+            yield compressor.compress(block)
+    if compressor:
+        yield compressor.flush(isal_zlib.Z_SYNC_FLUSH)
+    yield _END_OF_DEFLATE + struct.pack("<II", crc, size % 2**32)
+
+
+def _is_noise(block: bytes) -> bool:
+    """Says whether samples of a block do not get smaller: compressed, encrypted or random data."""
+    step = max(len(block) // _SAMPLES, _SAMPLE)
+    sample = b"".join(block[start : start + _SAMPLE] for start in range(0, len(block), step))
+    return len(isal_zlib.compress(sample, _LEVEL, _RAW)) >= len(sample)
+
+
+def _stored(block: bytes) -> bytes:
+    parts: list[bytes] = []
+    for start in range(0, len(block), _LONGEST_STORED):
+        part = block[start : start + _LONGEST_STORED]
+        parts += struct.pack("<BHH", 0, len(part), len(part) ^ 0xFFFF), part
+    return b"".join(parts)
 
 
 class _Packer:

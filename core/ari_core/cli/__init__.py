@@ -15,12 +15,19 @@ _INTERRUPTED = InterruptedByUserError("interrupted; nothing was left half-done")
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns the exit status; never lets an exception out."""
+    try:
+        status = _prepare_and_run(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:  # before or behind the command itself
+        status = _fail(_INTERRUPTED)
+    return status
+
+
+def _prepare_and_run(arguments: list[str]) -> int:
     from ari_core.cli import output
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show must not end the program
             stream.reconfigure(errors="backslashreplace")
-    arguments = sys.argv[1:] if arguments is None else arguments
     output.use(json="--json" in arguments)  # so that errors of parsing come out right too
     status = _run(arguments)
     output.plugin_problems()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -94,8 +95,8 @@ def clone(
             if extract:
                 assert target is not None  # noqa: S101 - for the type checker: set just above
                 report = _unpack(opened, staging, limits, progress)
-                if target.is_dir():  # an empty folder, whose mode is somebody's choice
-                    os.chmod(_TREE, stat.S_IMODE(target.stat().st_mode), dir_fd=staging.fd)
+                with contextlib.suppress(OSError):  # an empty folder, whose mode is somebody's choice
+                    os.chmod(_TREE, stat.S_IMODE(target.lstat().st_mode) & 0o777, dir_fd=staging.fd)
                 staging.commit_tree(_TREE, target.name)
             else:
                 report, target = _store(opened, staging, target, limits, progress)

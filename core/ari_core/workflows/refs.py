@@ -147,7 +147,7 @@ def open_ref(
                 raise NotAnchoredError(f"there is no digest to compare {quoted(ref)} with")
             yield opened
         except ArchiveRefusedError as error:
-            error.enclose(before=f"{quoted(ref)}: ")
+            error.enclose(before=f"{quoted(_without_secrets(ref))}: ")
             raise
 
 
@@ -368,6 +368,14 @@ def local_path(ref: str) -> Path | None:
         return Path(ref).expanduser()
     except RuntimeError:  # ~nobody-of-that-name
         return Path(ref)
+
+
+def _without_secrets(ref: str) -> str:
+    """Returns a ref for a message: without a URL's query, which may be a key, and without user and password."""
+    if "://" not in ref:
+        return ref
+    parts = urlsplit(ref)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def _stem(name: str) -> str:
