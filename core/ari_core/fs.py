@@ -85,10 +85,12 @@ class Staging:
     def commit_tree(self, inner: str, name: str) -> None:
         """Moves the folder `inner` out of staging to `name`, which must be absent or an empty folder.
 
+        It is not forced to the disk: what is moved here can be made again, and flushing the file system would make
+        the caller wait for what other programs wrote, too.
+
         Raises:
             DestinationExistsError: Something is there; it was not touched.
         """
-        sync_file_system(self.fd)
         try:
             # rename(2) of a folder replaces nothing but an empty folder, and follows no link.
             os.rename(inner, name, src_dir_fd=self.fd, dst_dir_fd=self._folder_fd)
@@ -96,11 +98,6 @@ class Staging:
             if error.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
                 raise self._exists(name) from error
             raise from_os_error(error, f"moving the result to {quoted(str(self.folder / name))}") from error
-        try:
-            os.fsync(self._folder_fd)
-        except OSError as error:
-            where = quoted(str(self.folder / name))
-            raise from_os_error(error, f"{where} is complete, but writing its name to the disk failed") from error
 
     def commit_file(self, inner: str, name: str, *, replace: bool = False) -> None:
         """Makes the file `inner` durable and visible as `name`.

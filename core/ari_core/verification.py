@@ -199,8 +199,8 @@ def check_tree(
     if wanted:
         _write(wanted, MANIFEST_NAME, [memoryview(manifest.raw)], executable=False)
     walk = _TreeWalk(folder, limits, comparison, ignore_os_files=ignore_os_files)
-    for done, (path, file) in enumerate(walk.files(), 1):
-        comparison.file(path, file, wanted)
+    for done, path in enumerate(walk.files(), 1):
+        comparison.file(path, folder / path, wanted)
         if progress:
             progress("reading", done, len(manifest.files))
     comparison.finish(walk.folders)
@@ -212,7 +212,7 @@ def unlisted(folder: Path, manifest: Manifest, limits: Limits) -> list[Problem]:
     comparison = _Comparison(limits, collect=True)
     comparison.start(manifest)
     walk = _TreeWalk(folder, limits, comparison, ignore_os_files=False)
-    for path, _ in walk.files():
+    for path in walk.files():
         comparison.claim(path)
     comparison.finish(walk.folders)
     return [problem for problem in comparison.problems if problem.kind == "extra"]
@@ -527,7 +527,7 @@ class _TreeWalk:
         self._ignore_os_files = ignore_os_files
         self.folders: set[str] = set()
 
-    def files(self) -> Iterator[tuple[str, Path]]:
+    def files(self) -> Iterator[str]:
         todo = [""]
         while todo:
             prefix = todo.pop()
@@ -554,7 +554,7 @@ class _TreeWalk:
                     self.folders.add(path)
                     todo.append(path)
                 else:
-                    yield path, self._top / path
+                    yield path
 
 
 def _is_left_by_system(path: str, is_folder: bool) -> bool:  # noqa: FBT001 - private, and called once

@@ -143,22 +143,37 @@ class _Packer:
             yield bytes(self._buffer[: self._used])
 
     def _file(self, entry: FileEntry) -> Iterator[bytes]:
-        path = self._tree / entry.path
+        path = f"{self._tree}/{entry.path}"  # a Path for each of many files costs as much as packing them
         fd = _open(path, entry)
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode) or status.st_size != entry.size:
                 raise _changed(entry)
-            yield from self._bytes(header(entry.path, entry.size, executable=bool(status.st_mode & stat.S_IXUSR)))
-            yield from self._contents(fd, entry)
+            head = header(entry.path, entry.size, executable=bool(status.st_mode & stat.S_IXUSR))
+            if self._used + len(head) + entry.size + BLOCK < CHUNK:
+                self._whole(head, fd, entry)
+            else:
+                yield from self._bytes(head)
+                yield from self._contents(fd, entry)
+                yield from self._bytes(_padding(entry.size))
         except OSError as error:
-            raise from_os_error(error, f"reading {quoted(str(path))}") from error
+            raise from_os_error(error, f"reading {quoted(path)}") from error
         finally:
             os.close(fd)
-        yield from self._bytes(_padding(entry.size))
         self._done += entry.size
         if self._progress:
             self._progress("packing", self._done, self._total)
+
+    def _whole(self, head: bytes, fd: int, entry: FileEntry) -> None:
+        """Packs a small file, which fits into the block under way."""
+        data = os.read(fd, entry.size + 1)
+        while len(data) < entry.size and (more := os.read(fd, entry.size + 1 - len(data))):
+            data += more
+        if len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise _changed(entry)
+        member = head + data + _padding(entry.size)
+        self._buffer[self._used : self._used + len(member)] = member
+        self._used += len(member)
 
     def _contents(self, fd: int, entry: FileEntry) -> Iterator[bytes]:
         digest = hashlib.sha256()
@@ -246,13 +261,13 @@ def _padding(size: int) -> bytes:
     return bytes(-size % BLOCK)
 
 
-def _open(path: Path, entry: FileEntry) -> int:
+def _open(path: str, entry: FileEntry) -> int:
     try:
         return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         with contextlib.suppress(OSError):
-            if stat.S_ISREG(path.lstat().st_mode):
-                raise from_os_error(error, f"reading {quoted(str(path))}") from error
+            if stat.S_ISREG(os.lstat(path).st_mode):
+                raise from_os_error(error, f"reading {quoted(path)}") from error
         raise _changed(entry) from error
 
 
