@@ -42,6 +42,7 @@ from ari_core.errors import (
     ReadOnly,
     Unavailable,
 )
+from ari_core.streams import deadline
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -510,6 +511,11 @@ class _CutSource(WatchedSource):
 
 
 # -- not waiting for ever ----------------------------------------------------------------------------------------
+
+
+def patient(backend: Backend) -> Backend:
+    """Returns a backend that is asked again when it fails for a moment, and given up when it does not answer."""
+    return RetryBackend(DeadlineBackend(backend, deadline()))
 
 
 class DeadlineBackend(Wrapper):

@@ -436,7 +436,7 @@ def store(monkeypatch):
 
     for module in (publish_module, promote_module):
         monkeypatch.setattr(module, "open_backend", lambda *_, **__: one)
-        monkeypatch.setattr(module, "RetryBackend", impatient)
+        monkeypatch.setattr(module, "patient", impatient)
     return one
 
 

@@ -89,7 +89,7 @@ def clone(
 @click.option(
     "--ignore-os-files",
     is_flag=True,
-    help="In a folder, overlook .DS_Store, __pycache__ and the like (docs/format.md).",
+    help="In a folder, overlook .DS_Store, __pycache__ and the like, whatever they hold (docs/format.md).",
 )
 @options.reading
 @options.json

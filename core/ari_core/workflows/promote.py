@@ -28,7 +28,7 @@ from ari_core.wish import check_wish, embargo_end
 from ari_core.workflows.checkpoint import find_checkpoint
 from ari_core.workflows.publish import is_dry_run
 from ari_core.workflows.refs import BackendSource
-from ari_core.wrappers import RetryBackend
+from ari_core.wrappers import patient
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ def open_recorded(checkpoint: Path, record: Record, options: Mapping[str, str] |
     if not store.capabilities.put:
         # Nothing can have been published there, so this record is not of our making: send that place nothing.
         raise Unsupported(f"nothing is ever published with '{store.name}'; the record cannot be right")
-    return RetryBackend(store)
+    return patient(store)
 
 
 def require_own(store: Backend, locator: Locator, record: Record) -> None:

@@ -45,7 +45,7 @@ from ari_core.streams import Progress, ReadStream
 from ari_core.verification import check_tree, read_tree_manifest, unlisted
 from ari_core.wish import check_wish, embargo_end
 from ari_core.workflows.checkpoint import PUBLISHED, find_checkpoint
-from ari_core.wrappers import RetryBackend
+from ari_core.wrappers import patient
 
 DRY_RUN_VARIABLE: Final = "ARI_PUBLISH_DRYRUN"
 DEFAULT_BACKEND: Final = "local-tarball"
@@ -137,7 +137,7 @@ def publish(
     name, reason = _choose(backend, job.manifest)
     before = read_record(job.checkpoint)
     context = OpenContext(checkpoint=job.checkpoint, warn=job.warnings.append)
-    with RetryBackend(open_backend(name, options, context, load_plugins())) as store:
+    with patient(open_backend(name, options, context, load_plugins())) as store:
         able = store.probe()
         if not able.put:
             raise Unsupported(

@@ -34,7 +34,7 @@ from ari_core.fs import was_interrupted
 from ari_core.limits import Limits
 from ari_core.manifest import parse_manifest
 from ari_core.names import BUNDLE_NAME, MANIFEST_NAME, RECORD_NAME, quoted, unsafe_reason
-from ari_core.streams import ByteSource, ReadStream, deadline
+from ari_core.streams import ByteSource, ReadStream
 from ari_core.verification import Report, read_tree_manifest
 from ari_core.workflows.checkpoint import EAR, PUBLISHED
 
@@ -240,10 +240,9 @@ class _Opening:
     def _remote(self, ref: str, expected: Expected) -> Opened:
         from ari_core.plugins import load_plugins  # noqa: PLC0415 - a local file needs no plugin
         from ari_core.settings import open_for_ref  # noqa: PLC0415
-        from ari_core.wrappers import DeadlineBackend, RetryBackend  # noqa: PLC0415
+        from ari_core.wrappers import patient  # noqa: PLC0415
 
-        found = open_for_ref(ref, self._options, self._context, load_plugins(), recorded=self._recorded)
-        backend: Backend = RetryBackend(DeadlineBackend(found, deadline()))
+        backend = patient(open_for_ref(ref, self._options, self._context, load_plugins(), recorded=self._recorded))
         self._stack.callback(backend.close)
         locator = backend.resolve(ref)
         artifact = backend.stat(locator)
