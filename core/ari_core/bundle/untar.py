@@ -7,7 +7,7 @@ It never seeks, holds one chunk at a time, and refuses on the first thing it doe
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple, NoReturn
 
 from ari_core.errors import ArchiveRefusedError, escape
@@ -139,12 +139,22 @@ class TarReader:
             self._last = member.path
             yield member
             extension = None
-            for _ in self.contents():  # what the caller did not want
-                pass
-            self._check_padding()
+            if self._left:  # what the caller did not want
+                for _ in self.contents():
+                    pass
+            if self._padding:
+                self._check_padding()
 
-    def contents(self) -> Iterator[memoryview]:
-        """Yields the contents of the current member, each piece at most one chunk; valid until the next piece."""
+    def contents(self) -> Iterable[memoryview]:
+        """Gives the contents of the current member, each piece at most one chunk; valid until the next piece."""
+        if self._left > len(self._chunk):
+            return self._pieces()
+        piece = self._chunk[: self._left]  # a small file, all of it at hand: most files are
+        self._chunk = self._chunk[self._left :]
+        self._left = 0
+        return (piece,) if piece else ()
+
+    def _pieces(self) -> Iterator[memoryview]:
         while self._left:
             if not self._chunk:
                 self._chunk = memoryview(self._next_chunk())
@@ -175,10 +185,9 @@ class TarReader:
         return b"".join(parts)
 
     def _check_padding(self) -> None:
-        if self._padding:
-            if self._take(self._padding, "padding").strip(b"\0"):
-                _refuse("the padding behind a file is not zero")
-            self._padding = 0
+        if self._take(self._padding, "padding").strip(b"\0"):
+            _refuse("the padding behind a file is not zero")
+        self._padding = 0
 
     def _check_end(self) -> None:
         if self._take(BLOCK, "its end") != _ZEROS:
@@ -285,7 +294,8 @@ class TarReader:
             )
         data = self._take(size, "an extension header")
         self._padding = -size % BLOCK
-        self._check_padding()
+        if self._padding:
+            self._check_padding()
         if kind == b"x":
             return _pax(data)
         if self._magic != _GNU:
@@ -365,8 +375,8 @@ def _size(field: bytes, magic: bytes) -> int:
 
 
 def _text_field(field: bytes) -> bytes:
-    text, _, rest = field.partition(b"\0")
-    if rest.strip(b"\0"):
+    text = field.rstrip(b"\0")
+    if b"\0" in text:
         _refuse("a header has data behind the end of a name")
     return text
 
