@@ -74,9 +74,13 @@ class Staging:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            with contextlib.suppress(OSError):  # the next run sweeps; what was committed is there all the same
-                _remove(self._name, self._folder_fd)
-                _live.pop(self.path, None)
+            # Twice, for Ctrl-C can make the first time fail half-way. What fails again is swept by the next run,
+            # and what was committed is there all the same.
+            for _ in range(2):
+                with contextlib.suppress(OSError):
+                    _remove(self._name, self._folder_fd)
+                    _live.pop(self.path, None)
+                    break
         finally:  # also when Ctrl-C comes in the middle: the lock must go, so that the next run can sweep
             for fd in (self.fd, self._folder_fd):
                 with contextlib.suppress(OSError):
@@ -387,16 +391,25 @@ def _remove(name: str, folder_fd: int) -> None:
         shutil.rmtree(name, dir_fd=folder_fd)
 
 
-def open_regular(path: Path) -> int:
+class NotRegularError(OSError):
+    """What should be read is a folder, a FIFO, a device or the like."""
+
+
+def open_regular(path: Path, *, follow: bool = True) -> int:
     """Opens a file for reading, without waiting for the other end of a FIFO.
 
+    Args:
+        path: The file.
+        follow: Whether a link may lead to it.
+
     Raises:
-        OSError: As the system says; `errno.EINVAL` when it is not a regular file.
+        NotRegularError: It is not a regular file.
+        OSError: As the system says.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
+        raise NotRegularError(errno.EINVAL, "not a regular file", str(path))
     return fd
 
 

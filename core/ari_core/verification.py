@@ -10,7 +10,6 @@ from __future__ import annotations
 import bisect
 import hashlib
 import os
-import stat
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ from ari_core.errors import (
     escape,
     from_os_error,
 )
-from ari_core.fs import write_all
+from ari_core.fs import open_regular, write_all
 from ari_core.limits import Limits, how_to_raise
 from ari_core.manifest import FileEntry, Manifest, parse_manifest
 from ari_core.names import MANIFEST_NAME, quoted, unsafe_reason
@@ -567,15 +566,11 @@ def _is_left_by_system(path: str, is_folder: bool) -> bool:  # noqa: FBT001 - pr
 def _open_regular(file: Path) -> int | None:
     """Opens a file for reading unless it is a link, a FIFO or anything else that is not a plain file."""
     try:
-        fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        return open_regular(file, follow=False)
     except OSError as error:
         if file.is_symlink() or not file.is_file():
             return None
         raise from_os_error(error, f"reading {quoted(str(file))}") from error
-    if stat.S_ISREG(os.fstat(fd).st_mode):
-        return fd
-    os.close(fd)
-    return None
 
 
 def _read_file(fd: int, file: Path) -> Iterator[memoryview]:

@@ -190,7 +190,8 @@ def calls_of_a_clean_run(zygote, shape):
             calls.append((match[1], seen[match[1]], match[2]))
     assert calls[-1][0] == "exit_group"
     assert len(calls) > 50
-    return [call for call in calls[:-1] if "select" not in call[0]]  # waiting at the gate
+    # Left out is waiting, at the gate or for another thread: it changes nothing, and how often it happens varies.
+    return [call for call in calls[:-1] if "select" not in call[0] and call[0] != "futex"]
 
 
 def test_killed_at_any_system_call(zygote, shape, request):

@@ -48,6 +48,15 @@ def recurate(checkpoint, text):
     return curate(checkpoint).bundle_sha256
 
 
+def another_author(tmp_path):
+    """Returns the curated checkpoint of somebody else."""
+    folder = tmp_path / "other"
+    (folder / "ear" / "code").mkdir(parents=True)
+    (folder / "ear" / "code" / "x.py").write_text("x")
+    curate(folder)
+    return folder
+
+
 def listing(folder):
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
 
@@ -124,10 +133,7 @@ def test_a_new_bundle_keeps_the_one_this_checkpoint_published(checkpoint):
 
 
 def test_somebody_elses_bundle_is_in_the_way(checkpoint, tmp_path):
-    other = tmp_path / "other"
-    (other / "ear" / "code").mkdir(parents=True)
-    (other / "ear" / "code" / "x.py").write_text("x")
-    curate(other)
+    other = another_author(tmp_path)
     out = {"out": str(tmp_path / "out")}
     theirs = publish(other, options=out).record
     with pytest.raises(AlreadyExists) as caught:
@@ -143,10 +149,7 @@ def test_what_somebody_else_put_in_its_place_is_not_replaced(checkpoint, tmp_pat
     """The record names a place; what lies there now may be another author's."""
     out = {"out": str(tmp_path / "out")}
     publish(checkpoint, options=out)
-    other = tmp_path / "other"
-    (other / "ear" / "code").mkdir(parents=True)
-    (other / "ear" / "code" / "x.py").write_text("x")
-    curate(other)
+    other = another_author(tmp_path)
     theirs = publish(other, options=out, replace=True).record
     recurate(checkpoint, "print(2)\n")
     with pytest.raises(AlreadyExists):
@@ -371,10 +374,7 @@ def test_what_lies_there_now_may_be_another_authors(checkpoint, tmp_path):
     """The record names a place. Neither deleting nor promoting may touch what somebody else put there since."""
     out = {"out": str(tmp_path / "out")}
     publish(checkpoint, options=out)
-    other = tmp_path / "other"
-    (other / "ear" / "code").mkdir(parents=True)
-    (other / "ear" / "code" / "x.py").write_text("x")
-    curate(other)
+    other = another_author(tmp_path)
     theirs = publish(other, options=out, replace=True).record
     for call in (delete, lambda folder: promote(folder, target="public")):
         with pytest.raises(AlreadyExists, match="another bundle"):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -30,7 +29,7 @@ from ari_core.errors import (
     from_os_error,
 )
 from ari_core.filerefs import file_ref, path_of
-from ari_core.fs import was_interrupted
+from ari_core.fs import NotRegularError, open_regular, was_interrupted
 from ari_core.limits import Limits
 from ari_core.manifest import parse_manifest
 from ari_core.names import BUNDLE_NAME, MANIFEST_NAME, RECORD_NAME, quoted, unsafe_reason
@@ -309,7 +308,9 @@ class LocalFile:
         """
         doing = f"reading {quoted(self.name)}"
         try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            fd = open_regular(self.path)
+        except NotRegularError:
+            raise ArchiveRefusedError(f"{quoted(self.name)} is not a regular file") from None
         except FileNotFoundError:
             raise NotFound(
                 f"there is no file {quoted(self.name)}", hint="check the spelling of the path"
@@ -317,10 +318,7 @@ class LocalFile:
         except OSError as error:
             raise from_os_error(error, doing) from error
         try:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise ArchiveRefusedError(f"{quoted(self.name)} is not a regular file")
-            self.size = status.st_size
+            self.size = os.fstat(fd).st_size
             yield _LocalStream(fd, doing)
         finally:
             os.close(fd)
