@@ -12,6 +12,14 @@ from ari_core.contract import Claim
 # "::" chains file systems in fsspec's URLs (simplecache::file:///…); only an IPv6 host has it for another reason.
 _IPV6_HOST: Final = re.compile(r"[^/?#]*\[[^]/?#]*\]")
 
+_ARTIFACT: Final = re.compile(r"[^?#]*/artifact/[0-9a-f]{16,64}/?")
+_STORED: Final = re.compile(r"(?i:file):[^?#]*/artifacts/[0-9a-f]{16,64}/?", re.DOTALL)
+
+
+def filesystem_registry_claims(ref: str) -> Claim:
+    """Claims a ``file:`` ref of an artifact's folder: ``…/artifacts/ID``."""
+    return Claim.EXACT if _STORED.fullmatch(ref) else Claim.NO
+
 
 def is_loopback(host: str) -> bool:
     """Says whether `host` (without brackets) is this very machine: 127.0.0.0/8, ::1 or ``localhost``."""
@@ -35,3 +43,10 @@ def https_claims(ref: str) -> Claim:
     except ValueError:
         return Claim.NO
     return Claim.SCHEME if is_loopback(name) else Claim.NO
+
+
+def ari_registry_claims(ref: str) -> Claim:
+    """Claims ``ari:`` refs, and what `https_claims` does if a registry's artifact would have that URL."""
+    if ref[:4].lower() == "ari:":
+        return Claim.SCHEME
+    return Claim.EXACT if https_claims(ref) and _ARTIFACT.fullmatch(ref) else Claim.NO

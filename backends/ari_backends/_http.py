@@ -9,22 +9,28 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
 import ssl
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from importlib.metadata import version
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import httpx2
-from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr, field_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, FilePath, SecretStr, field_validator
 
 from ari_backends._claims import is_loopback
+from ari_core.contract import Artifact, Backend, Locator, OpenContext, ReadStream, Visibility
+from ari_core.digests import is_sha256
 from ari_core.errors import (
     AccessDenied,
     BackendError,
@@ -40,24 +46,45 @@ from ari_core.errors import (
 
 MAX_REDIRECTS: Final = 3
 
+RESUMES: Final = 5
+"""Reconnections in a row. The count starts again after `REFILL` bytes, so a long download survives many cuts."""
+REFILL: Final = 16 * 1024 * 1024
+LONGEST_PAUSE: Final = 8.0
+"""Seconds before a reconnection, at most."""
+
+FRESH: Final = 2.0
+"""Seconds during which a stat is answered from memory: one command asks several times in a row."""
+
+# Presigned URLs are signed for GET alone and answer HEAD with 400 or 403; some servers do not know HEAD at all.
+_HEAD_UNWELCOME: Final = {400, 403, 405, 501}
+_REMEMBERED: Final = 64
+_READING: Final = {"GET", "HEAD"}
+_LONGEST_REASON: Final = 64 * 1024
+
 _REDIRECTS: Final = {301, 302, 303, 307, 308}
 _LONGEST_SHOWN: Final = 200
 _HIGHEST_PORT: Final = 65535
 _PROXY_FORM: Final = "http://HOST:PORT or https://HOST:PORT"
-_TOKEN: Final = re.compile(r"[\x21-\x7e]+")
+TOKEN: Final = re.compile(r"[\x21-\x7e]+")
 _HOST: Final = re.compile(r"(?=.{1,253}\Z)(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_-]{1,63}\.?")
 _STRONG_ETAG: Final = re.compile(r'"[\x21\x23-\x7e]*"')
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")
 _CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 _UNSATISFIED: Final = re.compile(r"bytes \*/([0-9]{1,18})")
+_JSON: Final = re.compile(r"application/(problem\+)?json\s*(;|$)", re.IGNORECASE)
 _ERRNO: Final = re.compile(r"\[Errno -?[0-9]+\] ")
 _PORTS: Final = {"http": 80, "https": 443}
 
 
 class HttpSettings(BaseModel):
-    """Settings of every backend that speaks HTTP."""
+    """Settings of every backend that speaks HTTP.
+
+    Attributes:
+        prefix: What the environment variables of these settings start with, for messages.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    prefix: ClassVar[str] = "ARI_HTTPS_"
 
     token: SecretStr | None = Field(None, description="bearer token, sent to the ref's own host only")
     ca_file: FilePath | None = Field(
@@ -68,11 +95,14 @@ class HttpSettings(BaseModel):
     proxy: SecretStr | None = Field(
         None, description="proxy URL for https, instead of the environment's HTTPS_PROXY, ALL_PROXY, NO_PROXY"
     )
+    max_download: ByteSize = Field(
+        ByteSize(50 * 1024**3), gt=0, description="refuse more bytes than this ('500MB', '2GiB'; default 50 GiB)"
+    )
 
     @field_validator("token")
     @classmethod
     def _one_word(cls, token: SecretStr | None) -> SecretStr | None:
-        if token is not None and not _TOKEN.fullmatch(token.get_secret_value()):
+        if token is not None and not TOKEN.fullmatch(token.get_secret_value()):
             raise ValueError("a token is one word of printable ASCII characters")
         return token
 
@@ -89,11 +119,36 @@ class HttpSettings(BaseModel):
         return proxy
 
 
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What goes with a request, and what to tell a user whom the server refuses.
+
+    Attributes:
+        token: Sent to the origin the request starts at.
+        hint: Where to look, without the token.
+    """
+
+    token: SecretStr | None
+    hint: str
+
+
 class Fetcher:
     """Sends requests under the rules above. One client for all threads, made at first use."""
 
-    def __init__(self, settings: HttpSettings) -> None:
-        self._settings = settings
+    def __init__(
+        self,
+        settings: HttpSettings,
+        credentials: Callable[[httpx2.URL], Credentials],
+        refusal: Callable[[Answer], BackendError],
+    ) -> None:
+        """Keeps the settings.
+
+        Args:
+            settings: Trust, time limits, proxy.
+            credentials: Returns what goes to the origin that a request starts at.
+            refusal: Says what an unwelcome answer means.
+        """
+        self._settings, self._credentials, self._refusal = settings, credentials, refusal
         self._lock = threading.Lock()
         self._client: httpx2.Client | None = None
 
@@ -117,38 +172,50 @@ class Fetcher:
 
     @contextmanager
     def answer(
-        self, method: str, start: httpx2.URL, extra: Callable[[str], Mapping[str, str]] = lambda _place: {}
+        self,
+        method: str,
+        start: httpx2.URL,
+        extra: Callable[[str], Mapping[str, str]] = lambda _place: {},
+        content: bytes | Iterable[bytes] | None = None,
+        credentials: Credentials | None = None,
+        wait: float = 0.0,
     ) -> Iterator[Answer]:
         """Sends a request, follows redirects, and closes the answer in the end. Any other status is returned.
 
         Args:
-            method: GET or HEAD.
+            method: As in HTTP; redirects are followed for GET and HEAD alone.
             start: Where to begin; the only origin that sees the token.
             extra: Header fields for one hop, by its `place`.
+            content: The body. Of one whose size is not in `extra`, the server learns it at the end.
+            credentials: Instead of those for `start`.
+            wait: Seconds to wait for the answer, if that is longer than the settings say.
 
         Raises:
             IntegrityError: A redirect breaks the rules above.
             httpx2.TransportError: See `translate`.
         """
         client = self.client()
+        credentials = credentials or self._credentials(start)
         url = start
         seen = [url]
         trusted = True
         while True:
             headers = dict(extra(place(url)))
-            if trusted and self._settings.token:
-                headers["Authorization"] = f"Bearer {self._settings.token.get_secret_value()}"
+            if trusted and credentials.token:
+                headers["Authorization"] = f"Bearer {credentials.token.get_secret_value()}"
             # The query goes to the wire only: the library would put it into its log and its errors.
             request = client.build_request(
                 method,
                 url.copy_with(query=None),
                 headers=headers,
+                content=content,
+                timeout=_timeout(self._settings, wait),
                 extensions={"target": url.raw_path, "trace": _Peer()},
             )
             with closing(client.send(request, stream=True)) as response:
                 location = response.headers.get("location")
-                if response.status_code not in _REDIRECTS or location is None:
-                    yield Answer(response, start, url)
+                if response.status_code not in _REDIRECTS or location is None or method not in _READING:
+                    yield Answer(response, start, url, credentials, self._refusal)
                     return
             url = _next_hop(start, url, location)
             trusted = trusted and url.origin == start.origin
@@ -162,18 +229,21 @@ class Fetcher:
         """Turns the client library's exception into ours; None if it is not one."""
         if not isinstance(error, httpx2.TransportError):
             return None
-        where = "the server"
+        where, waited = "the server", self._settings.read_timeout
         with suppress(RuntimeError):  # it knows no request
+            if isinstance(error, httpx2.ReadTimeout):
+                waited = error.request.extensions["timeout"]["read"]
             where = _origin(error.request.url) + _proxy_of(error.request)
         if certificate := _certificate_problem(error):
             return InvalidConfiguration(
                 f"{where}: its certificate is not trusted: {escape(certificate)}",
-                hint="if its authority is your own, name it with -o ca_file=FILE.pem or ARI_HTTPS_CA_FILE",
+                hint="if its authority is your own, name it with -o ca_file=FILE.pem or "
+                f"{self._settings.prefix}CA_FILE",
             )
         if isinstance(error, httpx2.ConnectTimeout):
             return Unavailable(f"{where}: no connection within {self._settings.connect_timeout:g} s")
         if isinstance(error, httpx2.TimeoutException):
-            return Unavailable(f"{where}: nothing received for {self._settings.read_timeout:g} s")
+            return Unavailable(f"{where}: nothing received for {waited:g} s")
         if isinstance(error, httpx2.ProxyError):
             return Unavailable(f"{where}: the proxy refuses: {escape(str(error))}")
         return Unavailable(f"{where}: {escape(_ERRNO.sub('', str(error), count=1)) or type(error).__name__}")
@@ -193,9 +263,17 @@ class _Peer:
 class Answer:
     """A response, as far as it matters here."""
 
-    def __init__(self, response: httpx2.Response, start: httpx2.URL, url: httpx2.URL) -> None:
-        self._response = response
-        self.status = response.status_code
+    def __init__(
+        self,
+        response: httpx2.Response,
+        start: httpx2.URL,
+        url: httpx2.URL,
+        credentials: Credentials,
+        refusal: Callable[[Answer], BackendError],
+    ) -> None:
+        self._response, self._refusal = response, refusal
+        self.start, self.credentials = start, credentials
+        self.method, self.status = response.request.method, response.status_code
         self.place = place(url)
         self.where = shown(start)
         if url.origin != start.origin:
@@ -237,7 +315,7 @@ class Answer:
     def require(self, statuses: set[HTTPStatus]) -> None:
         """Raises what the status means, unless it is one of `statuses` and the body is unencoded."""
         if self.status not in statuses:
-            raise self._refusal()
+            raise self._refusal(self)
         encoding = self.header("content-encoding")
         if encoding not in {None, "", "identity"}:
             raise IntegrityError(
@@ -245,30 +323,319 @@ class Answer:
                 hint="download it by other means and verify the file",
             )
 
-    def _refusal(self) -> BackendError:
-        status, where = self.status, self.where
-        phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else "unknown"
-        says = f"{where}: the server answers {status} ({phrase})"
-        match status:
-            case HTTPStatus.NOT_FOUND:
-                return NotFound(f"{where}: there is nothing at this URL")
-            case HTTPStatus.GONE:
-                return NotFound(f"{where}: it was deleted", hint="look for another copy of the same bundle")
-            case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
-                return AccessDenied(says, hint="check the token: --token-file FILE or ARI_HTTPS_TOKEN")
-            case HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
-                return AccessDenied(says, hint="check the credentials for the proxy")
-            case HTTPStatus.TOO_MANY_REQUESTS:
-                return RateLimited(says, retry_after=_retry_after(self.header("retry-after")))
-            case HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-                return RangeError(f"{where}: the offset is past the end")
-            case HTTPStatus.REQUEST_TIMEOUT | HTTPStatus.TOO_EARLY:
-                return Unavailable(says)
-            case HTTPStatus.PARTIAL_CONTENT:
-                return IntegrityError(
-                    f"{where}: refused: the server sends a part where it was asked for everything"
+    def body(self, most: int) -> bytes:
+        """Returns the whole body.
+
+        Raises:
+            IntegrityError: It is longer than `most` bytes.
+        """
+        parts, size = [], 0
+        for chunk in self.chunks:
+            size += len(chunk)
+            if size > most:
+                raise IntegrityError(f"{self.where}: refused: the answer is longer than {most} bytes")
+            parts.append(chunk)
+        return b"".join(parts)
+
+    @property
+    def is_json(self) -> bool:
+        """Says whether a program wrote this for a program, and not a proxy a page for people."""
+        return bool(_JSON.match(self.header("content-type") or ""))
+
+    def reason(self) -> str:
+        """Returns the server's own sentence (RFC 9457), as `` : it …``; empty if there is none."""
+        detail = None
+        if self.is_json:
+            with suppress(ValueError, IntegrityError, RecursionError, httpx2.TransportError):
+                answer = json.loads(self.body(_LONGEST_REASON))
+                detail = answer.get("detail") if isinstance(answer, dict) else None
+        if not isinstance(detail, str) or not detail:
+            return ""
+        if self.credentials.token:
+            detail = detail.replace(self.credentials.token.get_secret_value(), "***")
+        return ": " + escape(detail[:_LONGEST_SHOWN])
+
+
+def refusal(answer: Answer) -> BackendError:
+    """Says what an unwelcome status of any web server means."""
+    status, where = answer.status, answer.where
+    phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else "unknown"
+    says = f"{where}: the server answers {status} ({phrase})"
+    match status:
+        case HTTPStatus.NOT_FOUND:
+            return NotFound(f"{where}: there is nothing at this URL")
+        case HTTPStatus.GONE:
+            return NotFound(f"{where}: it was deleted", hint="look for another copy of the same bundle")
+        case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
+            return AccessDenied(says + answer.reason(), hint=answer.credentials.hint)
+        case HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+            return AccessDenied(says, hint="check the credentials for the proxy")
+        case HTTPStatus.TOO_MANY_REQUESTS:
+            return RateLimited(says, retry_after=_retry_after(answer.header("retry-after")))
+        case HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return RangeError(f"{where}: the offset is past the end")
+        case HTTPStatus.REQUEST_TIMEOUT | HTTPStatus.TOO_EARLY:
+            return Unavailable(says)
+        case HTTPStatus.PARTIAL_CONTENT:
+            return IntegrityError(f"{where}: refused: the server sends a part where it was asked for everything")
+    kind = Unavailable if status >= HTTPStatus.INTERNAL_SERVER_ERROR else Unsupported
+    return kind(says + answer.reason())
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What a stat saw; a download has to find the same.
+
+    Attributes:
+        artifact: What was made of it.
+        place: URL that answered, without query: validators of two places cannot be compared.
+        etag: Strong ETag, if there was one.
+        when: On the monotonic clock.
+    """
+
+    artifact: Artifact
+    place: str
+    etag: str | None
+    when: float
+
+
+class HttpReader(Backend):
+    """What backends share whose locators are URLs of one archive each: stat, and a download that survives cuts.
+
+    A cut connection is resumed inside one `open`, and only while the server proves that it still sends the same
+    object (RFC 9110, sections 8.8.1, 13.1.5 and 14.4: strong ETag, If-Range, Content-Range). Core hashes all of it
+    anyway.
+
+    Attributes:
+        fresh: Seconds during which a stat is answered from memory.
+    """
+
+    fresh: ClassVar[float] = FRESH
+    settings: HttpSettings
+
+    def __init__(self, settings: HttpSettings, context: OpenContext | None = None) -> None:
+        super().__init__(settings, context)
+        self._fetcher = Fetcher(settings, self._credentials, self._refusal)
+        self._lock = threading.Lock()
+        self._seen: OrderedDict[Locator, _Seen] = OrderedDict()
+        self._sleep: Callable[[float], None] = time.sleep
+        self._clock: Callable[[], float] = time.monotonic
+
+    def _credentials(self, url: httpx2.URL) -> Credentials:  # noqa: ARG002 - for those who have several
+        """Returns what goes to the origin of `url`."""
+        return Credentials(
+            self.settings.token, f"check the token: --token-file FILE or {self.settings.prefix}TOKEN"
+        )
+
+    def _refusal(self, answer: Answer) -> BackendError:
+        """Says what an unwelcome answer means."""
+        return refusal(answer)
+
+    def _close(self) -> None:
+        self._fetcher.close()
+
+    def _translate(self, error: Exception) -> BackendError | None:
+        return self._fetcher.translate(error)
+
+    def _stat(self, locator: Locator) -> Artifact:
+        seen = self._last_seen(locator)
+        if seen and self._clock() - seen.when < self.fresh:
+            return seen.artifact
+        url = parse_url(locator)
+        with self._fetcher.answer("HEAD", url) as head:
+            if head.status not in _HEAD_UNWELCOME:
+                return self._note(locator, head)
+        with self._fetcher.answer("GET", url) as got:
+            return self._note(locator, got)
+
+    def _note(self, locator: Locator, answer: Answer) -> Artifact:
+        """Reads what an answer says about the artifact, and remembers it."""
+        answer.require({HTTPStatus.OK})
+        digest = answer.header("x-ari-sha256")
+        level = answer.header("x-ari-visibility")
+        artifact = Artifact(
+            locator,
+            size=answer.length or None,  # some servers say 0 to every HEAD; an archive never is that short
+            archive_sha256=digest if is_sha256(digest) else None,
+            visibility=Visibility(level) if level in set(Visibility) else None,
+        )
+        with self._lock:
+            self._seen[locator] = _Seen(artifact, answer.place, answer.etag, self._clock())
+            self._seen.move_to_end(locator)
+            while len(self._seen) > _REMEMBERED:
+                self._seen.popitem(last=False)
+        return artifact
+
+    def _last_seen(self, locator: Locator) -> _Seen | None:
+        with self._lock:
+            return self._seen.get(locator)
+
+    @contextmanager
+    def _open(self, locator: Locator, offset: int) -> Iterator[ReadStream]:
+        url, seen = parse_url(locator), self._last_seen(locator)
+        download = _Download(self._fetcher, url, offset, seen, self.settings, self._sleep)
+        with closing(download):
+            download.start()
+            yield download
+
+
+class _Download:
+    """The bytes of one archive from an offset to its end, across cut connections."""
+
+    def __init__(
+        self,
+        fetcher: Fetcher,
+        url: httpx2.URL,
+        offset: int,
+        seen: _Seen | None,
+        settings: HttpSettings,
+        sleep: Callable[[float], None],
+    ) -> None:
+        self._fetcher, self._url, self._seen, self._sleep = fetcher, url, seen, sleep
+        self._limit, self._prefix = int(settings.max_download), settings.prefix
+        self._where = shown(url)
+        self._offset = self._at = offset  # `_at`: position of the next wanted byte
+        self._skip = 0  # bytes the server sends before that one
+        self._end = seen.artifact.size if seen else None
+        self._etag: str | None = None  # of the object the first answer bound us to
+        self._takes_ranges = self._restarted = False
+        self._resumes = self._since_cut = 0
+        self._ready = memoryview(b"")
+        self._chunks: Iterator[bytes] = iter(())
+        self._connection = ExitStack()
+
+    def start(self) -> None:
+        """Sends the first request, unless there is nothing to read."""
+        if self._at != self._end:
+            self._connect()
+
+    def close(self) -> None:
+        """Lets go of the connection."""
+        self._connection.close()
+
+    def read(self, size: int, /) -> bytes:
+        """Returns `size` bytes, fewer only before the end, b"" only at the end."""
+        parts = []
+        while size and (self._ready or self._receive()):
+            part, self._ready = self._ready[:size], self._ready[size:]
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+    def _receive(self) -> bool:
+        """Waits for more bytes; False at the end."""
+        while not self._ready:
+            try:
+                chunk = next(self._chunks, None)
+            except httpx2.TransportError as error:
+                if self._at == self._end and not self._skip:
+                    return False  # only the protocol's own end was lost
+                self._resume(error)
+                continue
+            if chunk is not None:
+                self._ready = self._wanted(memoryview(chunk))
+            elif not self._skip and self._end in {None, self._at}:
+                return False
+            elif self._end is None and self._at == self._offset:
+                raise RangeError(f"{self._where}: the offset is past the end")
+            else:
+                self._resume(None)
+        return True
+
+    def _wanted(self, chunk: memoryview) -> memoryview:
+        skipped = min(self._skip, len(chunk))
+        self._skip -= skipped
+        chunk = chunk[skipped:]
+        self._at += len(chunk)
+        self._since_cut += len(chunk)
+        if self._since_cut >= REFILL:
+            self._resumes = 0
+        if self._end is not None and self._at > self._end:
+            raise IntegrityError(f"{self._where}: the server sends more than the {self._end} bytes it announced")
+        self._check_limit(self._at)
+        return chunk
+
+    def _check_limit(self, size: int) -> None:
+        if size > self._limit:
+            raise IntegrityError(
+                f"{self._where}: refused: more than max_download ({self._limit} bytes)",
+                hint=f"raise it with --max-download, -o max_download=… or {self._prefix}MAX_DOWNLOAD",
+            )
+
+    def _connect(self) -> None:
+        """Asks for everything from `_at` on."""
+        self._connection.close()
+        self._skip = 0
+        answer = self._connection.enter_context(self._fetcher.answer("GET", self._url, self._conditions))
+        self._where = answer.where
+        if self._end is None and self._at and answer.unsatisfied_size == self._at:
+            self._chunks, self._end = iter(()), self._at  # there is nothing behind what arrived
+        else:
+            self._accept(answer)
+            self._chunks = answer.chunks
+
+    def _conditions(self, place: str) -> Mapping[str, str]:
+        if not self._at:
+            return {}
+        etag = self._etag or self._etag_seen(place)
+        return {"Range": f"bytes={self._at}-"} | ({"If-Range": etag} if etag else {})
+
+    def _etag_seen(self, place: str) -> str | None:
+        return self._seen.etag if self._seen and self._seen.place == place else None
+
+    def _accept(self, answer: Answer) -> None:
+        """Checks that the answer continues the very object this download is bound to, or binds it to this one."""
+        if self._etag and answer.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise self._changed()
+        partial = answer.status == HTTPStatus.PARTIAL_CONTENT
+        answer.require({HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT} if self._at else {HTTPStatus.OK})
+        total = answer.length
+        if partial:
+            total = answer.total_if_rest_from(self._at)
+            if total is None:
+                raise IntegrityError(
+                    f"{self._where}: refused: the server sends another range than it was asked for"
                 )
-        return Unavailable(says) if status >= HTTPStatus.INTERNAL_SERVER_ERROR else Unsupported(says)
+        changed = total is not None and self._end is not None and total != self._end
+        if self._etag:
+            changed |= answer.etag != self._etag
+        elif answer.etag:
+            changed |= (self._etag_seen(answer.place) or answer.etag) != answer.etag
+        if changed:
+            raise self._changed()
+        if not partial:
+            self._skip = self._at
+            self._restarted = bool(self._at and self._etag)
+        self._etag = answer.etag
+        self._takes_ranges |= answer.takes_ranges
+        if total is not None:
+            self._end = total
+            self._check_limit(total)
+
+    def _changed(self) -> IntegrityError:
+        return IntegrityError(
+            f"{self._where}: the file changed on the server while it was being read",
+            hint="run the same command again",
+        )
+
+    def _resume(self, why: Exception | None) -> None:
+        """Connects again behind what arrived, a bounded number of times."""
+        while True:
+            if not (self._etag and self._takes_ranges) or self._restarted or self._resumes >= RESUMES:
+                of = "" if self._end is None else f" of {self._end}"
+                raise Unavailable(f"{self._where}: the connection was cut after {self._at}{of} bytes") from why
+            self._sleep(min(2.0**self._resumes / 2, LONGEST_PAUSE))
+            self._resumes += 1
+            self._since_cut = 0
+            try:
+                self._connect()
+            except (httpx2.TransportError, Unavailable) as error:
+                ours = error if isinstance(error, BackendError) else self._fetcher.translate(error)
+                if ours is None or not ours.retryable:
+                    raise
+                why = error
+            else:
+                return
 
 
 def parse_url(text: str) -> httpx2.URL:
@@ -284,7 +651,7 @@ def parse_url(text: str) -> httpx2.URL:
     if reason := _unfit(url):
         raise InvalidConfiguration(
             f"{shown(url)}: the URL {reason}",
-            hint="a token goes into --token-file or ARI_HTTPS_TOKEN, never into the URL" if url.userinfo else None,
+            hint="a token goes into --token-file, never into the URL" if url.userinfo else None,
         )
     return url
 
@@ -310,7 +677,7 @@ def _new_client(settings: HttpSettings) -> httpx2.Client:
     except OSError as error:  # an ssl.SSLError too: the file is no certificate
         raise InvalidConfiguration(
             f"the file of trusted authorities cannot be used: {error.strerror or type(error).__name__}",
-            hint="check ca_file (ARI_HTTPS_CA_FILE), or the environment's SSL_CERT_FILE and SSL_CERT_DIR",
+            hint=f"check ca_file ({settings.prefix}CA_FILE), or the environment's SSL_CERT_FILE and SSL_CERT_DIR",
         ) from error
     try:
         return httpx2.Client(
@@ -321,7 +688,7 @@ def _new_client(settings: HttpSettings) -> httpx2.Client:
             },
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
             verify=trust,
-            timeout=httpx2.Timeout(settings.read_timeout, connect=settings.connect_timeout),
+            timeout=_timeout(settings),
             proxy=settings.proxy.get_secret_value() if settings.proxy else None,
             # Plain http is this very machine's: a token must not pass through somebody's proxy in the clear.
             mounts={"http://": None},
@@ -329,8 +696,13 @@ def _new_client(settings: HttpSettings) -> httpx2.Client:
     except (ValueError, ImportError, httpx2.InvalidURL):  # whose text would show the proxy's password
         raise InvalidConfiguration(
             f"the environment's proxy cannot be used: it is not {_PROXY_FORM}",
-            hint="check HTTPS_PROXY and ALL_PROXY, or set ARI_HTTPS_PROXY instead",
+            hint=f"check HTTPS_PROXY and ALL_PROXY, or set {settings.prefix}PROXY instead",
         ) from None
+
+
+def _timeout(settings: HttpSettings, wait: float = 0.0) -> httpx2.Timeout:
+    read = max(wait, settings.read_timeout)
+    return httpx2.Timeout(settings.read_timeout, connect=settings.connect_timeout, read=read)
 
 
 def _unfit(url: httpx2.URL) -> str | None:

@@ -12,14 +12,11 @@ programs that replace a bundle at the same moment need it.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import os
 import re
 import shlex
 import stat
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
@@ -29,38 +26,44 @@ from typing import TYPE_CHECKING, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ari_backends._local import (
+    STAGED,
+    File,
+    absolute,
+    copy,
+    is_same,
+    is_writable,
+    linked,
+    locked,
+    make_folder,
+    no_folder,
+    not_regular,
+    stage,
+    translated,
+    unplugged,
+)
 from ari_core.contract import CHUNK, Artifact, Backend, Capabilities, Locator, NewArtifact, ReadStream, Source
 from ari_core.errors import (
-    AccessDenied,
     AlreadyExists,
     AriError,
     BackendError,
     DestinationExistsError,
-    IntegrityError,
     InvalidConfiguration,
     NotFound,
-    QuotaExceeded,
-    ReadOnly,
-    Unavailable,
     Unsupported,
     VerificationError,
-    from_os_error,
 )
 from ari_core.filerefs import file_ref, path_of
-from ari_core.fs import Staging, fsync_folder, write_all, write_durably
+from ari_core.fs import Staging, fsync_folder, write_durably
 from ari_core.limits import Limits
-from ari_core.names import BUNDLE_NAME, MANIFEST_NAME, STAGING_PREFIX, quoted
-from ari_core.streams import deadline
+from ari_core.names import BUNDLE_NAME, MANIFEST_NAME, quoted
 
 if TYPE_CHECKING:
     from ari_core.verification import Report
 
 _ID_DIGITS: Final = 16
 _OURS: Final = re.compile(rf"bundle(-[0-9a-f]{{{_ID_DIGITS}}})?\.tar\.gz")
-_LOCK: Final = STAGING_PREFIX + "lock"
-_STAGED: Final = "bundle"
 _KEPT: Final = "kept"
-_LOCK_POLL_SECONDS: Final = 0.02
 _ANOTHER: Final = "name another one with -o out=DIR"
 
 
@@ -101,13 +104,7 @@ class LocalTarball(Backend):
         return _File(Path(locator)).open(offset)
 
     def _probe(self) -> Capabilities:
-        out = self._out()
-        there = next(path for path in (out, *out.parents) if path.exists())
-        if not there.is_dir():
-            raise _not_a_folder(there)
-        if there not in {out, out.parent}:
-            raise _no_folder(out.parent)
-        if os.access(there, os.W_OK | os.X_OK):
+        if is_writable(self._out(), _ANOTHER):
             return self.capabilities
         return replace(self.capabilities, put=False, delete="no", exclusive_create=False)
 
@@ -124,8 +121,8 @@ class LocalTarball(Backend):
             self._require_right_of_way(found, new)
         with Staging(target.parent) as staging:
             if not found or not found.is_same(source):
-                _stage(source, staging)
-            with _locked(target.parent):
+                stage(source, staging)
+            with locked(target.parent):
                 return self._commit(source, new, staging, target, found)
 
     def _commit(
@@ -137,8 +134,8 @@ class LocalTarball(Backend):
         if found and found.is_same(source):
             self._write_manifest(target, found.manifest)
             return _artifact(target, found.size, found.archive_sha256, source), False
-        if not os.path.lexists(staging.path / _STAGED):
-            _stage(source, staging)  # the same one was there a moment ago
+        if not os.path.lexists(staging.path / STAGED):
+            stage(source, staging)  # the same one was there a moment ago
         manifest = source.manifest
         if found:
             self._require_right_of_way(found, new)
@@ -146,7 +143,7 @@ class LocalTarball(Backend):
                 kept = _keep(found, staging)
                 self.context.warn(f"the bundle published before is kept as {quoted(str(kept))}")
         try:
-            staging.commit_file(_STAGED, target.name, replace=found is not None)
+            staging.commit_file(STAGED, target.name, replace=found is not None)
         except DestinationExistsError:  # no lock here, and somebody was faster
             return self._commit(source, new, staging, target, None)
         self._write_manifest(target, manifest)
@@ -173,14 +170,14 @@ class LocalTarball(Backend):
 
     def _delete(self, locator: Locator) -> None:
         path, out = Path(locator), self._out()
-        if not path.is_absolute() or not _OURS.fullmatch(path.name) or not _is_same(path.parent, out):
+        if not path.is_absolute() or not _OURS.fullmatch(path.name) or not is_same(path.parent, out):
             raise Unsupported(
                 f"{quoted(locator)} is not a bundle in the folder {quoted(str(out))}; it was not touched",
                 hint=f"to delete a bundle that was stored elsewhere, name its folder: -o out={shlex.quote('DIR')}",
             )
         if _is_unplugged(path):
-            raise _unplugged(path.parent)
-        with _locked(out):
+            raise unplugged(path.parent)
+        with locked(out):
             beside = path.with_name(MANIFEST_NAME)
             if path.name == BUNDLE_NAME and (found := _Existing.at(path)):
                 manifest = found.manifest
@@ -196,7 +193,7 @@ class LocalTarball(Backend):
                 names = sorted(entry.name for entry in entries if _OURS.fullmatch(entry.name) and entry.is_file())
         except FileNotFoundError:
             if not out.parent.is_dir():
-                raise _no_folder(out.parent) from None
+                raise no_folder(out.parent) from None
             return
         for name in names:
             if after is None or name > after:
@@ -204,21 +201,7 @@ class LocalTarball(Backend):
                     yield self._stat(Locator(str(out / name))), name
 
     def _translate(self, error: Exception) -> BackendError | None:
-        if not isinstance(error, OSError):
-            return None
-        where = f"{quoted(str(error.filename))}: " if error.filename else ""
-        message = f"{where}{error.strerror or error}"
-        match error.errno:
-            case errno.ENOENT | errno.ENOTDIR | errno.ENAMETOOLONG:
-                return NotFound(message, hint="check the spelling of the path")
-            case errno.EACCES | errno.EPERM:
-                return AccessDenied(message, hint="check who owns the file or folder and its mode")
-            case errno.EROFS:
-                return ReadOnly(message)
-            case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
-                return QuotaExceeded(message)
-            case _:
-                return Unavailable(message)
+        return translated(error)
 
     def _out(self) -> Path:
         out = self.settings.out or self.context.checkpoint
@@ -226,8 +209,7 @@ class LocalTarball(Backend):
             raise InvalidConfiguration(
                 "there is no folder to store in", hint="give -o out=DIR, or set ARI_LOCAL_TARBALL_OUT"
             )
-        out = out.absolute()
-        return out.resolve() if ".." in out.parts else out  # what is behind a link has another parent
+        return absolute(out)
 
     # -- optional protocols --------------------------------------------------------------------------------------
 
@@ -243,21 +225,7 @@ class LocalTarball(Backend):
         """
         with self._errors():
             out = self._out()
-            if out.is_dir():
-                return out
-            try:
-                out.mkdir(exist_ok=True)
-                fsync_folder(out.parent)
-            except (FileExistsError, NotADirectoryError):
-                raise _not_a_folder(out) from None
-            except FileNotFoundError as error:
-                if not out.parent.is_dir():
-                    raise _no_folder(out.parent) from None
-                raise InvalidConfiguration(  # some file systems, such as /proc, say so
-                    f"the folder {quoted(str(out))} cannot be created: {error.strerror}", hint=_ANOTHER
-                ) from error
-            except OSError as error:
-                raise from_os_error(error, f"creating the folder {quoted(str(out))}") from error
+            make_folder(out, _ANOTHER)
             return out
 
     def local_path(self, locator: Locator) -> Path:
@@ -285,39 +253,14 @@ class LocalTarball(Backend):
 # -- files -------------------------------------------------------------------------------------------------------
 
 
-class _File:
-    """A regular file to read, as often as one likes."""
-
-    def __init__(self, path: Path) -> None:
-        self.name = str(path)
-        self.size: int | None = None
-        self._path = path
+class _File(File):
+    """A file in a folder that may be on a disk which is not plugged in."""
 
     @contextmanager
     def open(self, offset: int = 0) -> Iterator[ReadStream]:
         _regular(self._path)
-        fd = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would wait for a writer
-        try:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise _not_regular(self._path)
-            self.size = status.st_size
-            os.lseek(fd, offset, os.SEEK_SET)
-            yield _FileStream(fd, self.name)
-        finally:
-            os.close(fd)
-
-
-class _FileStream:
-    def __init__(self, fd: int, name: str) -> None:
-        self._fd, self._name = fd, name
-
-    def read(self, size: int, /) -> bytes:
-        try:
-            return os.read(self._fd, size)
-        except OSError as error:
-            error.filename = self._name
-            raise
+        with super().open(offset) as stream:
+            yield stream
 
 
 class _Existing:
@@ -375,7 +318,7 @@ class _Existing:
 
     def is_named_by(self, previous: Artifact | None) -> bool:
         """Says whether this very bundle is `previous`: its place alone proves nothing."""
-        if previous is None or not _is_same(Path(previous.locator), self.path):
+        if previous is None or not is_same(Path(previous.locator), self.path):
             return False
         if previous.archive_sha256 == self.archive_sha256:
             return True
@@ -393,10 +336,10 @@ def _regular(path: Path) -> os.stat_result:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         if _is_unplugged(path):
-            raise _unplugged(path.parent) from None
+            raise unplugged(path.parent) from None
         raise
     if not stat.S_ISREG(status.st_mode):
-        raise _not_regular(path)
+        raise not_regular(path)
     return status
 
 
@@ -406,44 +349,6 @@ def _is_unplugged(path: Path) -> bool:
         return not stat.S_ISDIR(path.parent.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return True
-
-
-def _unplugged(folder: Path) -> InvalidConfiguration:
-    return InvalidConfiguration(
-        f"the folder {quoted(str(folder))} is not there",
-        hint="is the disk plugged in? If the folder is gone for good, create it again, empty",
-    )
-
-
-def _no_folder(path: Path) -> InvalidConfiguration:
-    return InvalidConfiguration(
-        f"there is no folder {quoted(str(path))}", hint="create it first, if it is really meant"
-    )
-
-
-def _not_regular(path: Path) -> Unsupported:
-    return Unsupported(f"{quoted(str(path))} is not a regular file")
-
-
-def _not_a_folder(path: Path) -> InvalidConfiguration:
-    return InvalidConfiguration(f"{quoted(str(path))} is not a folder", hint=_ANOTHER)
-
-
-def _is_same(one: Path, other: Path) -> bool:
-    try:
-        return one.samefile(other)
-    except OSError:
-        return one == other
-
-
-def _stage(source: Source, staging: Staging) -> None:
-    """Brings the archive into staging: as a second name of the file that core built, else by reading it."""
-    if not _linked(source.local_path, _STAGED, staging):
-        with source.open() as stream:
-            _copy(stream, _STAGED, staging)
-    size = os.stat(_STAGED, dir_fd=staging.fd).st_size
-    if size != source.size:
-        raise IntegrityError(f"the archive to store has {size} bytes instead of {source.size}")
 
 
 def _keep(found: _Existing, staging: Staging) -> Path:
@@ -456,37 +361,11 @@ def _keep(found: _Existing, staging: Staging) -> Path:
             f"{quoted(str(kept))} should be a copy of {quoted(str(found.path))} and is not; nothing was touched",
             hint="move it away",
         )
-    if not _linked(found.path, _KEPT, staging):
+    if not linked(found.path, _KEPT, staging):
         with _File(found.path).open() as stream:
-            _copy(stream, _KEPT, staging)
+            copy(stream, _KEPT, staging)
     staging.commit_file(_KEPT, kept.name)
     return kept
-
-
-def _linked(path: Path | None, name: str, staging: Staging) -> bool:
-    if path is None:
-        return False
-    try:
-        os.link(path, name, dst_dir_fd=staging.fd)
-    except OSError:  # another file system, or one without hard links
-        return False
-    return True
-
-
-def _copy(stream: ReadStream, name: str, staging: Staging) -> None:
-    doing = f"writing {quoted(str(staging.folder / BUNDLE_NAME))}"
-    try:
-        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=staging.fd)
-    except OSError as error:
-        raise from_os_error(error, doing) from error
-    try:
-        while data := stream.read(CHUNK):
-            try:
-                write_all(fd, data)
-            except OSError as error:
-                raise from_os_error(error, doing) from error
-    finally:
-        os.close(fd)
 
 
 def _contents(path: Path, size: int) -> bytes | None:
@@ -502,51 +381,3 @@ def _manifest_in(path: Path) -> bytes:
     from ari_core.verification import read_manifest  # noqa: PLC0415 - storing and listing need none of it
 
     return read_manifest(_File(path), Limits.from_environment())
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds a lock on a folder; its file goes away with it, so whoever waited for an old one tries again."""
-    path = folder / _LOCK
-    while True:
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise from_os_error(error, f"locking the folder {quoted(str(folder))}") from error
-        try:
-            _wait_for_lock(fd, folder)
-            if _is_open_at(fd, path):
-                try:
-                    yield
-                finally:
-                    with suppress(OSError):
-                        path.unlink()
-                return
-        finally:
-            os.close(fd)
-
-
-def _wait_for_lock(fd: int, folder: Path) -> None:
-    """Takes the lock, unless somebody holds it for ever: anyone who can open its file can do that."""
-    until = time.monotonic() + deadline()
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > until:
-                raise AlreadyExists(
-                    f"another program holds the folder {quoted(str(folder))} locked",
-                    hint="try again when it is done",
-                ) from None
-            time.sleep(_LOCK_POLL_SECONDS)
-        except OSError:
-            return  # a file system without locks
-        else:
-            return
-
-
-def _is_open_at(fd: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), path.lstat())
-    except FileNotFoundError:
-        return False

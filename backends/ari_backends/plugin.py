@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ari_backends._claims import https_claims
-from ari_core.contract import BackendSpec, Claim
+from ari_backends._claims import ari_registry_claims, filesystem_registry_claims, https_claims
+from ari_backends.ari_registry.places import configured
+from ari_core.contract import BackendSpec, Claim, CommandGroupSpec
 from ari_core.plugins import hookimpl
 
 
@@ -24,10 +25,37 @@ def ari_backends() -> list[BackendSpec]:
             api=0,
         ),
         BackendSpec(
+            name="filesystem-registry",
+            backend="ari_backends.filesystem_registry:FilesystemRegistry",
+            help="many bundles in a shared folder, and a registry server's own store: -o root=DIR",
+            claims=filesystem_registry_claims,
+            api=0,
+        ),
+        BackendSpec(
+            name="ari-registry",
+            backend="ari_backends.ari_registry.backend:AriRegistry",
+            help="a registry server: those in registries.yaml, or -o url=https://HOST",
+            claims=ari_registry_claims,
+            api=0,
+            configured=configured,
+        ),
+        BackendSpec(
             name="https",
             backend="ari_backends.https:Https",
             help="read a bundle from any web server",
             claims=https_claims,
             api=0,
         ),
+    ]
+
+
+@hookimpl
+def ari_command_groups() -> list[CommandGroupSpec]:
+    """Describes `ari config`."""
+    return [
+        CommandGroupSpec(
+            name="config",
+            app="ari_backends.ari_registry.cli:app",
+            help="See and try which registries are configured.",
+        )
     ]

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ari_core.workflows.promote import promote as promote
     from ari_core.workflows.publish import PublishResult as PublishResult
     from ari_core.workflows.publish import publish as publish
+    from ari_core.workflows.share import ShareResult as ShareResult
+    from ari_core.workflows.share import share as share
     from ari_core.workflows.status import StatusResult as StatusResult
     from ari_core.workflows.status import status as status
     from ari_core.workflows.verify import ShowResult as ShowResult
@@ -45,6 +47,8 @@ _HOMES = {
     "promote": "workflows.promote",
     "PublishResult": "workflows.publish",
     "publish": "workflows.publish",
+    "ShareResult": "workflows.share",
+    "share": "workflows.share",
     "StatusResult": "workflows.status",
     "status": "workflows.status",
     "ShowResult": "workflows.verify",

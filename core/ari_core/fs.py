@@ -86,6 +86,21 @@ class Staging:
                 with contextlib.suppress(OSError):
                     os.close(fd)
 
+    def write(self, inner: str, data: bytes) -> None:
+        """Writes a new file in this staging folder; `commit_file` makes it durable.
+
+        Raises:
+            AriError: The system refused (permission, space).
+        """
+        try:
+            fd = os.open(inner, _CREATE, 0o644, dir_fd=self.fd)
+            try:
+                write_all(fd, data)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise from_os_error(error, f"writing to the folder {quoted(str(self.folder))}") from error
+
     def commit_tree(self, inner: str, name: str) -> None:
         """Moves the folder `inner` out of staging to `name`, which must be absent or an empty folder.
 
@@ -108,7 +123,7 @@ class Staging:
 
         Args:
             inner: A file in this staging folder.
-            name: Its final name in the parent folder.
+            name: Its final name in the parent folder, or the path of one below that: ``folder/file``.
             replace: Takes the place of a file of that name; otherwise that is an error.
 
         Raises:
@@ -124,7 +139,11 @@ class Staging:
                 os.rename(inner, name, src_dir_fd=self.fd, dst_dir_fd=self._folder_fd)
             else:
                 _create_only(inner, self.fd, name, self._folder_fd)
-            os.fsync(self._folder_fd)
+            above = os.open(Path(name).parent, _DIRECTORY, dir_fd=self._folder_fd)
+            try:
+                os.fsync(above)
+            finally:
+                os.close(above)
         except FileExistsError as error:
             raise self._exists(name) from error
         except OSError as error:
@@ -264,14 +283,7 @@ def write_durably(path: Path, data: bytes) -> None:
         AriError: The system refused (permission, space).
     """
     with Staging(path.parent) as staging:
-        try:
-            fd = os.open("file", _CREATE, 0o644, dir_fd=staging.fd)
-            try:
-                write_all(fd, data)
-            finally:
-                os.close(fd)
-        except OSError as error:
-            raise from_os_error(error, f"writing {quoted(str(path))}") from error
+        staging.write("file", data)
         staging.commit_file("file", path.name, replace=True)
 
 

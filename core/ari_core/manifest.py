@@ -138,6 +138,15 @@ def parse_manifest(raw: bytes, limits: Limits) -> Manifest:
     return Manifest(files, computed, publish, excluded, raw)
 
 
+def same_manifest(one: bytes, other: bytes, limits: Limits) -> bool:
+    """Says whether two manifests are the same as JSON, whatever their spelling; neither needs to be valid.
+
+    Raises:
+        ArchiveRefusedError: One is no strict JSON.
+    """
+    return one == other or _load_json(one, limits) == _load_json(other, limits)
+
+
 def _refuse(what: str) -> NoReturn:
     raise ArchiveRefusedError(f"{MANIFEST_NAME} {what}")
 

@@ -19,6 +19,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
 import pluggy
@@ -52,6 +53,8 @@ _ANY_FAILURE: Final = (Exception, SystemExit)
 _NAME: Final = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _IMPORT_STRING: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _MAX_LINE: Final = 200
+# ``ARI_<NAME>_…`` are variables of the program itself.
+_RESERVED: Final = frozenset({"checkpoint", "limit", "plugins", "publish", "registries", "registry", "test"})
 # A ref of each usual kind: asking who claims these tells which schemes are known.
 _SAMPLES: Final = ("file:///x/y", "https://x/y", "ari://x/y", "s3://x/y", "doi:10.5281/zenodo.1")
 
@@ -206,6 +209,24 @@ class LoadedPlugins:
                 PluginError(f"the backend '{spec.name}' takes no refs: its claims function {reason}")
             )
         return Claim.NO
+
+    def configured(self, checkpoint: Path | None) -> list[tuple[BackendSpec, str]]:
+        """Returns the backends that the user has set up, each with the place where.
+
+        One whose function fails counts as not set up, and is a problem.
+        """
+        found = []
+        for spec in self.backends.values():
+            try:
+                where = spec.configured(checkpoint) if spec.configured else None
+            except _ANY_FAILURE as error:
+                self.problems.append(
+                    PluginError(f"the backend '{spec.name}' cannot say whether it is set up: {_reason(error)}")
+                )
+                continue
+            if where:
+                found.append((spec, escape(str(where))))
+        return found
 
     def _working(self) -> Iterator[Plugin]:
         return (plugin for plugin in self.plugins if plugin.status == "ok")
@@ -420,6 +441,10 @@ def _check_backends(specs: Sequence[BackendSpec], package: str, before: LoadedPl
         _check_common(what, spec.backend, spec.help, spec.extra)
         if not callable(spec.claims):
             raise PluginLoadError(f"{what}: claims is not a function")
+        if not (spec.configured is None or callable(spec.configured)):
+            raise PluginLoadError(f"{what}: configured is not a function")
+        if spec.name in _RESERVED:
+            raise PluginLoadError(f"{what}: this name is the program's own (ARI_{spec.name.upper()}_… variables)")
         if spec.name in taken:
             raise DuplicateBackend(f"the backend name '{spec.name}' is taken{_by(spec.name, before)}")
         taken.add(spec.name)

@@ -130,9 +130,19 @@ def open_backend(
     context: OpenContext | None = None,
     plugins: LoadedPlugins | None = None,
     *,
+    recorded: Mapping[str, str] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Backend:
     """Opens a backend by its name or by a profile of the configuration file.
+
+    Args:
+        name_or_profile: As in ``--backend NAME``.
+        options: From ``-o``.
+        context: The run.
+        plugins: Default: what is installed.
+        recorded: Options that stand in a record. It may have come with a download, and the user's credentials are
+            used here, so nothing in it decides where they go: `Backend.trust_settings` do not count.
+        environment: Instead of the process's own.
 
     Raises:
         PluginError: There is no such backend, or it cannot be loaded.
@@ -141,6 +151,9 @@ def open_backend(
     """
     plugins = plugins or load_plugins()
     spec, profile = find_backend(name_or_profile, plugins, environment)
+    if recorded:
+        forged = plugins.load_class(spec).trust_settings
+        options = {**{k: v for k, v in recorded.items() if k not in forged}, **(options or {})}
     return _open(spec, profile, options, context, plugins, environment)
 
 

@@ -8,7 +8,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Final, Protocol, Self
+from typing import Final, Protocol, Self, runtime_checkable
 
 from ari_core.errors import ConfigurationError, Unavailable
 
@@ -30,6 +30,14 @@ class ReadStream(Protocol):
 
     def read(self, size: int, /) -> bytes:
         """Returns at most `size` bytes, b"" only at the end."""
+
+
+@runtime_checkable
+class Interruptible(Protocol):
+    """A stream whose `read` may wait long in one thread when another has no more use for it."""
+
+    def interrupt(self) -> None:
+        """Makes a `read` that waits end now, by whatever error."""
 
 
 class ByteSource(Protocol):
@@ -71,11 +79,13 @@ class ReadAhead:
 
     Decompressing and hashing release the interpreter's lock, so the two threads really work side by side. Leaving
     the ``with`` block stops the thread; an exception in it is raised where the chunks are consumed. Where nothing
-    comes for `deadline` seconds, that is `Unavailable`.
+    comes for `deadline` seconds, that is `Unavailable`. Where the block fails, the `stream` that the chunks come
+    from is interrupted, if it can be.
     """
 
-    def __init__(self, chunks: Iterator[bytes]) -> None:
+    def __init__(self, chunks: Iterator[bytes], stream: object = None) -> None:
         self._chunks = chunks
+        self._stream = stream
         self._ready: queue.Queue[bytes | BaseException | None] = queue.Queue(_CHUNKS_AHEAD)
         self._stop = threading.Event()
         self._deadline = deadline()
@@ -116,8 +126,10 @@ class ReadAhead:
         except queue.Empty:
             raise Unavailable(f"nothing came for {self._deadline:g} seconds") from None
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stop.set()
+        if kind is not None and isinstance(self._stream, Interruptible):
+            self._stream.interrupt()
         self._thread.join(_PATIENCE_SECONDS)  # one that hangs is a daemon, and dies with the program
 
 

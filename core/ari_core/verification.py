@@ -250,7 +250,7 @@ class _Reading:
         with (
             self._digest,
             self._source.open() as stream,
-            ReadAhead(tar_chunks(stream, self._on_read, self._on_form)) as chunks,
+            ReadAhead(tar_chunks(stream, self._on_read, self._on_form), stream) as chunks,
         ):
             yield TarReader(chunks, self._limits)
 

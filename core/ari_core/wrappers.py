@@ -29,6 +29,7 @@ from ari_core.contract import (
     ReadStream,
     Source,
     SupportsOwners,
+    SupportsShare,
     SupportsWorkdir,
     Visibility,
     WatchedSource,
@@ -123,6 +124,11 @@ class Wrapper(Backend):
     def reader_settings(self) -> tuple[str, ...]:  # type: ignore[override]
         """The inner backend's."""
         return self.inner.reader_settings
+
+    @property
+    def trust_settings(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The inner backend's."""
+        return self.inner.trust_settings
 
     def optional(self, protocol: type[_P]) -> _P | None:
         """Returns what the inner backend has of it."""
@@ -350,7 +356,7 @@ class ReadOnlyBackend(Wrapper):
         return None if protocol in _FOR_WRITING else super().optional(protocol)
 
 
-_FOR_WRITING: Final[tuple[object, ...]] = (SupportsOwners, SupportsWorkdir)
+_FOR_WRITING: Final[tuple[object, ...]] = (SupportsOwners, SupportsShare, SupportsWorkdir)
 
 
 # -- failing on order --------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     _M = TypeVar("_M", bound=BaseModel)
 
-__all__ = ["Location", "YamlFile", "explain", "read_yaml", "unknown_key", "validate"]
+__all__ = ["Location", "YamlFile", "check_guarded", "explain", "read_yaml", "unknown_key", "validate"]
 
 Location = tuple[str | int, ...]
 
@@ -250,7 +250,7 @@ def _read(path: Path, max_bytes: int, *, guarded: bool) -> bytes:
             if not stat.S_ISREG(found.st_mode):
                 raise _error(path, None, "not a regular file")
             if guarded:
-                _check_guarded(path, found)
+                check_guarded(path, found)
             with open(fd, "rb", closefd=False) as stream:
                 raw = stream.read(max_bytes + 1)
         finally:
@@ -262,7 +262,12 @@ def _read(path: Path, max_bytes: int, *, guarded: bool) -> bytes:
     return raw
 
 
-def _check_guarded(path: Path, found: os.stat_result) -> None:
+def check_guarded(path: Path, found: os.stat_result) -> None:
+    """Refuses a file or folder that others may write or that belongs to somebody else (than the user or root).
+
+    Raises:
+        ConfigurationError: It is one; names it.
+    """
     if found.st_uid not in {os.geteuid(), 0}:
         raise _error(path, None, "belongs to another user", hint="copy it, look at it, and use the copy")
     if found.st_mode & _FOREIGN_WRITERS:

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from support.httpd import Authority, Expired, OtherName, Proxy, Server, StaticFile, forget_proxies, servers
 
-from ari_backends import _http, https
+from ari_backends import _http
 from ari_backends._claims import https_claims
-from ari_backends.https import RESUMES, Https, HttpsSettings
+from ari_backends._http import RESUMES
+from ari_backends.https import Https, HttpsSettings
 from ari_core.conformance import BackendContract
 from ari_core.contract import CHUNK, Claim, Visibility
 from ari_core.errors import (
@@ -343,7 +344,7 @@ def test_one_head_for_questions_in_a_row(serve, connect):
     stat(backend, server.url())
     read(backend, server.url())
     assert methods(server) == ["HEAD", "GET"]
-    now[0] = https.FRESH
+    now[0] = _http.FRESH
     stat(backend, server.url())
     assert methods(server) == ["HEAD", "GET", "HEAD"]
 
@@ -491,7 +492,7 @@ def test_gives_up_after_some_resumes_without_progress(serve, connect):
 
 
 def test_progress_earns_more_resumes(serve, connect, monkeypatch):
-    monkeypatch.setattr(https, "REFILL", 10_000)
+    monkeypatch.setattr(_http, "REFILL", 10_000)
     file = StaticFile(BODY, cuts=[20_000] * 14)
     backend = connect()
     assert read(backend, serve(file).url()) == BODY

@@ -13,7 +13,7 @@ from unittest import mock
 
 import pytest
 
-from ari_backends import local_tarball
+from ari_backends import _local, local_tarball
 from ari_backends.local_tarball import LocalTarball, file_ref, path_of
 from ari_core.conformance import BackendContract, make_bundle, repacked
 from ari_core.conformance.knobs import new, read_all, together
@@ -89,7 +89,7 @@ class TestConformance(BackendContract):
             "open": [(os, "open", errno.ESTALE)],
             "read": [(os, "read", errno.EIO)],
             "list": [(os, "scandir", errno.EIO)],
-            "put": [(local_tarball, "write_all", errno.ENOSPC)],
+            "put": [(_local, "write_all", errno.ENOSPC)],
             "denied": [(Path, "stat", errno.EACCES), (os, "open", errno.EACCES)],
         }
         with ExitStack() as stack:
@@ -593,12 +593,12 @@ def test_what_core_built_is_not_taken_when_it_is_not_whole(tmp_path, handed_over
 
 
 @pytest.mark.parametrize(("code", "exit_code"), [(errno.ENOSPC, 5), (errno.EACCES, 4), (errno.EROFS, 4)])
-@pytest.mark.parametrize("call", ["write_all", "Staging"])
-def test_a_disk_that_refuses_leaves_nothing(tmp_path, call, code, exit_code):
+@pytest.mark.parametrize(("where", "call"), [(_local, "write_all"), (local_tarball, "Staging")])
+def test_a_disk_that_refuses_leaves_nothing(tmp_path, where, call, code, exit_code):
     out = tmp_path / "out"
     out.mkdir()
     failing = mock.Mock(side_effect=OSError(code, os.strerror(code)))
-    with mock.patch.object(local_tarball, call, failing), pytest.raises(AriError) as caught:
+    with mock.patch.object(where, call, failing), pytest.raises(AriError) as caught:
         put(store(out), ONE)
     assert caught.value.exit_code == exit_code
     assert names(out) == []
@@ -666,7 +666,7 @@ def test_whoever_waited_for_a_lock_that_went_away_takes_the_next_one(tmp_path):
             lock.touch()
         flock(fd, how)
 
-    with mock.patch.object(fcntl, "flock", slow), local_tarball._locked(tmp_path):
+    with mock.patch.object(fcntl, "flock", slow), _local.locked(tmp_path):
         other = os.open(lock, os.O_RDWR)
         with pytest.raises(BlockingIOError):
             flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)

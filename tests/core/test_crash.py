@@ -4,19 +4,16 @@ strace makes one chosen system call of a run fail, or sends a signal as it begin
 calls; `pytest --long tests/core/test_crash.py` takes all of them.
 """
 
-import collections
-import json
 import os
-import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from support.archives import MANIFEST, bundle, bundle_digest, manifest
 from support.places import Place, photograph, tree, umask
+from support.strace import CHANGING, Zygote, calls_in, sample
 
 from ari_core.workflows.clone import clone
 
@@ -25,80 +22,14 @@ pytestmark = pytest.mark.needs("strace")
 FILES = {"a.txt": b"alpha\n", "code/run.sh": b"#!/bin/sh\n", "data/big.bin": bytes(300_000), "empty": b""}
 EXPECTED = bundle_digest(FILES)
 KEPT = {"canary.txt", "folder", "link"}
-CALL = re.compile(r"(?:\d+ +)?(\w+)\(([^,)]*)")
-CHANGING = {
-    *(
-        "unlinkat",
-        "rmdir",
-        "write",
-        "openat",
-        "mkdir",
-        "mkdirat",
-        "fsync",
-        "fdatasync",
-        "syncfs",
-        "close",
-        "fchmod",
-        "ftruncate",
-    ),
-    *("rename", "renameat", "renameat2", "link", "linkat"),
-}
-SAMPLE = 8
-
-
-class Zygote:
-    """Starts runs of `ari` and has strace spoil them."""
-
-    def __init__(self, work):
-        self.work = work
-        self.process = subprocess.Popen(
-            [sys.executable, Path(__file__).parents[1] / "support" / "zygote.py"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "NO_COLOR": "1"},
-        )
-        warm = Place(work / "warm")
-        path = warm.put(bundle(FILES, position=-1))
-        self.tell(json.dumps({"arguments": ["clone", str(path), str(warm.dest), "--expect-sha256", EXPECTED]}))
-        assert self.process.stdout.readline() == "ready\n"
-
-    def tell(self, line):
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
-
-    def run(self, arguments, *inject):
-        """Returns the exit code, what was printed, and the log of system calls.
-
-        Only the main thread is traced, which alone changes anything. What is injected counts calls of one name.
-        """
-        output, log = self.work / "output", self.work / "log"
-        log.unlink(missing_ok=True)
-        self.tell(json.dumps({"arguments": [str(a) for a in arguments], "output": str(output)}))
-        pid = int(self.process.stdout.readline())
-        tracer = subprocess.Popen(
-            ["strace", "-qq", "-o", log, *(f"--inject={one}" for one in inject), "-p", str(pid)],
-            stderr=subprocess.PIPE,
-        )
-        try:
-            while tracer.poll() is None and not (log.exists() and log.stat().st_size):
-                time.sleep(0.001)
-            self.tell("go")
-            code = int(self.process.stdout.readline())
-        finally:
-            tracer.wait(timeout=60)
-            tracer.stderr.close()
-        return code, output.read_text(), log.read_text()
-
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait(timeout=30)
-        self.process.stdout.close()
 
 
 @pytest.fixture(scope="module")
 def zygote(tmp_path_factory):
-    started = Zygote(tmp_path_factory.mktemp("zygote"))
+    work = tmp_path_factory.mktemp("zygote")
+    warm = Place(work / "warm")
+    path = warm.put(bundle(FILES, position=-1))
+    started = Zygote(work, ["clone", path, warm.dest, "--expect-sha256", EXPECTED])
     yield started
     started.close()
 
@@ -166,14 +97,6 @@ def shape(request, place):
     return Shape(place, request.param)
 
 
-def sample(items, request):
-    """All of them in a long run, else a few, evenly spread, the last one included."""
-    if request.config.getoption("--long") or len(items) <= SAMPLE:
-        return items
-    step = (len(items) - 1) / (SAMPLE - 1)
-    return [items[round(index * step)] for index in range(SAMPLE)]
-
-
 def calls_of_a_clean_run(zygote, shape):
     """What the main thread calls: name, how manieth of that name, first argument; without gate and exit."""
     code, output, log = zygote.run(shape.arguments)
@@ -182,16 +105,7 @@ def calls_of_a_clean_run(zygote, shape):
     assert code == 0, output
     assert shape.complete()
     shape.clear()
-    seen = collections.Counter()
-    calls = []
-    for match in map(CALL.match, log.splitlines()):
-        if match:
-            seen[match[1]] += 1
-            calls.append((match[1], seen[match[1]], match[2]))
-    assert calls[-1][0] == "exit_group"
-    assert len(calls) > 50
-    # Left out is waiting, at the gate or for another thread: it changes nothing, and how often it happens varies.
-    return [call for call in calls[:-1] if "select" not in call[0] and call[0] != "futex"]
+    return calls_in(log)
 
 
 def test_killed_at_any_system_call(zygote, shape, request):

@@ -47,7 +47,7 @@ def test_built_in_backends_arrive_through_the_entry_point():
     loaded = load_plugins()
     assert not loaded.problems
     assert set(loaded.backends) >= BUILT_IN
-    assert [plugin.key for plugin in loaded.plugins] == ["ari-registry:builtin"]
+    assert [plugin.key for plugin in loaded.plugins] == ["ari-registry:builtin", "ari-registry:registry"]
 
 
 def test_order_is_built_in_then_package_then_entry(packages):
@@ -58,7 +58,8 @@ def test_order_is_built_in_then_package_then_entry(packages):
     packages.offering("aaa", "first")
     loaded = packages.load()
     assert not loaded.problems
-    assert [p.key for p in loaded.plugins] == ["ari-registry:builtin", "aaa:first", "zzz:a", "zzz:b"]
+    ours = ["ari-registry:builtin", "ari-registry:registry"]
+    assert [p.key for p in loaded.plugins] == [*ours, "aaa:first", "zzz:a", "zzz:b"]
     assert list(loaded.backends)[-3:] == ["first", "a-shelf", "b-shelf"]
 
 
@@ -174,7 +175,7 @@ def test_a_broken_plugin_costs_one_line_and_the_rest_works(packages, source, say
     assert "broken:shelf (1.0)" in problem.message
     assert {"good", *BUILT_IN} <= set(loaded.backends)
     assert "shelf" not in loaded.backends
-    assert not loaded.groups
+    assert set(loaded.groups) == set(load_plugins().groups)
     with pytest.raises(PluginError) as caught:
         loaded.get("shelf")
     assert (caught.value.message, caught.value.hint) == (problem.message, problem.hint)
@@ -232,7 +233,7 @@ def test_two_packages_with_one_entry_point_name_both_load(packages):
     loaded = packages.load()
     assert not loaded.problems
     assert {"from-one", "from-two"} <= set(loaded.backends)
-    assert [p.key for p in loaded.plugins[1:]] == ["one:plugin", "two:plugin"]
+    assert [p.key for p in loaded.plugins[2:]] == ["one:plugin", "two:plugin"]
 
 
 def test_of_two_packages_that_want_one_name_the_first_has_it(packages):
@@ -243,7 +244,7 @@ def test_of_two_packages_that_want_one_name_the_first_has_it(packages):
     assert isinstance(problem, DuplicateBackend)
     assert "two:shelf" in problem.message
     assert "taken by one:shelf" in problem.message
-    assert [(p.key, p.status) for p in loaded.plugins[1:]] == [("one:shelf", "ok"), ("two:shelf", "failed")]
+    assert [(p.key, p.status) for p in loaded.plugins[2:]] == [("one:shelf", "ok"), ("two:shelf", "failed")]
     assert loaded.get("shelf").name == "shelf"
 
 
@@ -319,7 +320,7 @@ def test_a_tie_names_both_and_shows_no_password(packages):
     ("ref", "says"),
     [
         ("htps://x/y", "'htps:'; did you mean 'https'?"),
-        ("gopher://x/y", "'gopher:'; known: file, https"),
+        ("gopher://x/y", "'gopher:'; known: ari, file, https"),
         ("just-a-name", "no scheme"),
         (":", "no scheme"),
         ("", "no scheme"),
@@ -436,7 +437,7 @@ def test_ari_plugins(packages, value, present):
 def test_a_blocked_plugin_says_so_when_it_is_asked_for(packages):
     packages.offering("shelves", "shelf")
     loaded = packages.load(ARI_PLUGINS="none")
-    assert [plugin.status for plugin in loaded.plugins] == ["ok", "blocked"]
+    assert [plugin.status for plugin in loaded.plugins] == ["ok", "ok", "blocked"]
     with pytest.raises(PluginLoadError, match="blocked by ARI_PLUGINS"):
         loaded.get("shelf")
 

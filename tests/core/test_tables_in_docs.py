@@ -8,8 +8,11 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from support.registry import Registry
+from support.tables import code, table
 
 import ari_core
+from ari_backends.ari_registry import cli
 from ari_core import names, secrets_scan, verification
 from ari_core.bundle import gunzip, untar, writer
 from ari_core.cli import _BUG, main, reading
@@ -21,27 +24,14 @@ from ari_core.policy import DENY, Policy
 from ari_core.record import Record
 from ari_core.settings import CONFIG_MAX_BYTES, fields_of, variables_of
 from ari_core.workflows import backends
+from ari_server import cli as server
+from ari_server.config import ServerConfig, variable_of
 
 ROOT = Path(__file__).parents[2]
 FORMAT, CONFIGURATION, PUBLICATION, PYTHON = (
     (ROOT / "docs" / name).read_text(encoding="utf-8")
     for name in ("format.md", "configuration.md", "publication.md", "python-api.md")
 )
-
-
-def table(document, *header):
-    """Returns the rows of the one table with this header."""
-    wanted = "\n| " + " | ".join(header) + " |\n"
-    assert document.count(wanted) == 1, f"one table should have the header {wanted}"
-    _, *lines = document.partition(wanted)[2].split("\n\n", maxsplit=1)[0].splitlines()
-    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
-    assert all(len(row) == len(header) for row in rows)
-    return rows
-
-
-def code(cell):
-    """Returns all that a cell has in backquotes."""
-    return re.findall(r"`([^`]*)`", cell)
 
 
 def section(document, heading):
@@ -183,7 +173,7 @@ def test_exit_status():
 def test_environment_variables():
     told = {name for variable, _ in table(CONFIGURATION, "variable", "what") for name in code(variable)}
     used = set()
-    for file in [*ROOT.glob("core/**/*.py"), *ROOT.glob("backends/**/*.py")]:
+    for file in (file for source in ("core", "backends", "server") for file in ROOT.glob(f"{source}/**/*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 used |= set(re.findall(r"^ARI_[A-Z_]+[A-Z]$", node.value))
@@ -194,7 +184,8 @@ def test_environment_variables():
 def test_settings_of_every_built_in_backend():
     plugins = load_plugins()
     built_in = [spec for plugin in plugins.plugins if plugin.package == BUILT_IN for spec in plugin.backends]
-    assert re.findall(r"^### (.*)$", CONFIGURATION, re.MULTILINE) == [spec.name for spec in built_in]
+    told = CONFIGURATION.partition("\n## Built-in backends\n")[2].partition("\n## ")[0]
+    assert re.findall(r"^### (.*)$", told, re.MULTILINE) == [spec.name for spec in built_in]
     for spec in built_in:
         cls = plugins.load_class(spec)
         rows = table(section(CONFIGURATION, spec.name), "setting", "default", "variable", "what")
@@ -208,6 +199,30 @@ def test_settings_of_every_built_in_backend():
             )
             for key, info in fields_of(cls.Settings).items()
         ]
+
+
+def test_settings_of_the_server():
+    rows = table(CONFIGURATION, "option", "default", "variable", "what")
+    expected = {}
+    for option in server.serve.params:
+        if option.name == "pairs" or option.name in ServerConfig.model_fields:
+            field = "options" if option.name == "pairs" else option.name
+            info = ServerConfig.model_fields[field]
+            default = "none" if info.is_required() or not info.default else str(info.default)
+            expected[option.opts[0]] = (default, variable_of(field), info.description)
+        else:
+            about = option.help.partition("  [env: ")[0].rstrip(".")
+            expected[option.opts[0]] = (str(option.default), option.envvar, about[0].lower() + about[1:])
+    told = {code(option)[0]: (default, code(variable)[0], what) for option, default, variable, what in rows}
+    assert told == expected
+    assert {variable_of(field) for field in ServerConfig.model_fields} < {
+        variable for _, variable, _ in told.values()
+    }
+
+
+def test_states_of_a_token():
+    rows = table(CONFIGURATION, "token", "meaning")
+    assert {code(state)[0] for state, _ in rows} == set(cli._TOKENS)
 
 
 def test_anchors():
@@ -226,14 +241,25 @@ def as_json(capsys, tmp_path, monkeypatch):
     return run
 
 
-def test_keys_of_json(as_json, tmp_path):
+@pytest.fixture
+def registry(tmp_path_factory, monkeypatch):
+    with Registry(tmp_path_factory.mktemp("registry")) as server:
+        monkeypatch.setenv("ARI_REGISTRY_URL", server.url)
+        monkeypatch.setenv("ARI_REGISTRY_TOKEN", server.token("alice"))
+        yield server
+
+
+def test_keys_of_json(as_json, tmp_path, registry):
     code_folder = tmp_path / "run/ear/code"
     code_folder.mkdir(parents=True)
     (code_folder / "a.py").write_text("print(1)\n")
+    data = ["--data-dir", str(registry.data)]
+    issued = registry.token("bob")
     runs = {
         "ari ear curate": ["run"],
         "ari ear publish": ["run"],
         "ari ear promote": ["run", "--target", "public"],
+        "ari ear share": ["run"],
         "ari ear status": ["run"],
         "ari clone": ["run", "copy"],
         "ari verify": ["copy"],
@@ -242,14 +268,24 @@ def test_keys_of_json(as_json, tmp_path):
         "ari backends list": [],
         "ari backends show": ["local-tarball"],
         "ari backends check": ["local-tarball", "-o", "out=."],
+        "ari config check": [],
+        "ari registry token issue": ["carol", *data],
+        "ari registry token list": data,
+        "ari registry token revoke": [issued.id, *data],
+        "ari registry reindex": data,
     }
     told = {code(command)[0]: keys for command, keys in table(CONFIGURATION, "command", "keys")}
     assert told.keys() == runs.keys()
+    found = {}
     for command, words in runs.items():
         expected = set(code(re.sub(r"\[.*?\]\(.*?\)", "", told[command])))
         if told[command].startswith("the fields of the"):
             expected |= set(Record.model_fields)
-        assert set(as_json(*command.split()[1:], *words)) == expected, command
+        found[command] = as_json(*command.split()[1:], *words)
+        assert set(found[command]) == expected, command
+    lists = {code(name)[0]: set(code(keys)) for name, keys in table(CONFIGURATION, "list", "keys of each")}
+    one = {**found["ari config check"], **found["ari registry token list"]}
+    assert {name: set(one[name][0]) for name in lists} == lists
 
 
 # -- publication.md, python-api.md --------------------------------------------------------------------------------

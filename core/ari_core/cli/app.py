@@ -101,7 +101,14 @@ def stores() -> None:
 
 for _command in (reading.clone, reading.verify, reading.show, authoring.publish, ear, stores):
     app.add_command(_command)
-for _command in (authoring.curate, authoring.publish, authoring.promote, authoring.status, authoring.delete):
+for _command in (
+    authoring.curate,
+    authoring.publish,
+    authoring.promote,
+    authoring.status,
+    authoring.share,
+    authoring.delete,
+):
     ear.add_command(_command)
 for _command in (backends.list_, backends.show, backends.check):
     stores.add_command(_command)

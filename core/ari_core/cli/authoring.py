@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from ari_core.cli import options, output
 from ari_core.names import quoted
+
+_REGISTRY: Final = "ari-registry"  # what --registry is about
 
 if TYPE_CHECKING:
     from ari_core.record import Record
@@ -64,7 +66,7 @@ def curate(checkpoint: Path | None, *, show_files: bool, no_scan_secrets: bool) 
 @click.option(
     "--backend", metavar="NAME", help="A backend (see `ari backends list`) or a profile of the configuration file."
 )
-@options.setting
+@options.storing
 @click.option(
     "--visibility",
     metavar="LEVEL",
@@ -83,6 +85,9 @@ def publish(
     dry_run: bool,
     replace: bool,
     allow_empty: bool,
+    registry: str | None,
+    token: str | None,
+    token_file: str | None,
 ) -> None:
     """Pack what was curated and store it, staged.
 
@@ -93,22 +98,23 @@ def publish(
       ari ear publish
       ari ear publish run_42 -o out=/media/usb
       ari ear publish --backend local-tarball --visibility public --dry-run
+      ari ear publish --registry lab
     """
     from ari_core.workflows.publish import publish as run
 
+    settings = options.settings(pairs, registry=registry, token=token, token_file=token_file)
     with output.progress() as progress:
         done = run(
             checkpoint,
-            backend=backend,
-            options=options.settings(pairs),
+            backend=backend or (_REGISTRY if registry else None),
+            options=settings,
             visibility=visibility,
             dry_run=dry_run,
             replace=replace,
             allow_empty=allow_empty,
             progress=progress,
+            warn=output.warn,
         )
-    for warning in done.warnings:
-        output.warn(warning)
     output.result(
         {
             **_fields(done.record),
@@ -148,10 +154,19 @@ def _published(done: PublishResult) -> list[str]:
 @click.command()
 @options.checkpoint
 @click.option("--target", metavar="LEVEL", help="private-token, unlisted or public.  [default: the wish]")
-@options.setting
+@options.storing
 @options.dry_run
 @options.json
-def promote(checkpoint: Path | None, pairs: tuple[str, ...], *, target: str | None, dry_run: bool) -> None:
+def promote(
+    checkpoint: Path | None,
+    pairs: tuple[str, ...],
+    *,
+    target: str | None,
+    dry_run: bool,
+    registry: str | None,
+    token: str | None,
+    token_file: str | None,
+) -> None:
     """Raise the visibility; it never goes down.
 
     CHECKPOINT is a directory with ear/ in it; default: $ARI_CHECKPOINT_DIR, else the current directory.
@@ -164,14 +179,14 @@ def promote(checkpoint: Path | None, pairs: tuple[str, ...], *, target: str | No
     from ari_core.errors import NoTargetError
     from ari_core.workflows.promote import promote as run
 
-    settings = options.settings(pairs)
+    settings = options.settings(pairs, registry=registry, token=token, token_file=token_file)
     try:
-        done = run(checkpoint, target=target, options=settings, dry_run=dry_run)
+        done = run(checkpoint, target=target, options=settings, dry_run=dry_run, warn=output.warn)
     except NoTargetError:
         if not sys.stdin.isatty():
             raise
         target = click.prompt("Which level (private-token, unlisted, public)", err=True)
-        done = run(checkpoint, target=target, options=settings, dry_run=dry_run)
+        done = run(checkpoint, target=target, options=settings, dry_run=dry_run, warn=output.warn)
     record = done.record
     if done.dry_run:
         line = f"Dry run: visibility would be {record.visibility}; nothing was changed."
@@ -208,7 +223,8 @@ def status(checkpoint: Path | None) -> None:
     if record is None or not record.ref:
         lines.append("  published    no: run `ari ear publish`")
     else:
-        now = "" if found.published_is_curated else " (NOT what is curated now)"
+        other = found.curated_sha256 is not None and not found.published_is_curated
+        now = " (NOT what is curated now)" if other else ""
         lines += [
             f"  published    {record.bundle_sha256}{now}",
             f"  ref          {record.ref}",
@@ -243,10 +259,19 @@ def status(checkpoint: Path | None) -> None:
 @click.command()
 @options.checkpoint
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
-@options.setting
+@options.storing
 @options.dry_run
 @options.json
-def delete(checkpoint: Path | None, pairs: tuple[str, ...], *, yes: bool, dry_run: bool) -> None:
+def delete(
+    checkpoint: Path | None,
+    pairs: tuple[str, ...],
+    *,
+    yes: bool,
+    dry_run: bool,
+    registry: str | None,
+    token: str | None,
+    token_file: str | None,
+) -> None:
     """Delete the published bundle from its store.
 
     CHECKPOINT is a directory with ear/ in it; default: $ARI_CHECKPOINT_DIR, else the current directory.
@@ -267,9 +292,14 @@ def delete(checkpoint: Path | None, pairs: tuple[str, ...], *, yes: bool, dry_ru
     if not (yes or dry_run):
         if not sys.stdin.isatty():
             raise UsageError("deleting needs a yes", hint="add --yes")
-        cited = " It is public: a paper may cite it." if record.visibility in {"public", "unlisted"} else ""
+        cited = (
+            f" It is {record.visibility}: a paper may cite it."
+            if record.visibility in {"public", "unlisted"}
+            else ""
+        )
         click.confirm(f"Delete {record.ref}?{cited}", abort=True, err=True)
-    gone = run(checkpoint, options=options.settings(pairs), dry_run=dry_run)
+    settings = options.settings(pairs, registry=registry, token=token, token_file=token_file)
+    gone = run(checkpoint, options=settings, dry_run=dry_run, warn=output.warn)
     if dry_run:
         output.result(_fields(gone), f"Dry run: would delete {record.ref}; nothing was changed.")
     else:
@@ -279,6 +309,62 @@ def delete(checkpoint: Path | None, pairs: tuple[str, ...], *, yes: bool, dry_ru
             *(f"  still at {copy.get('ref')}" for copy in gone.copies),
             "  its digest is still in the record's history",
         )
+
+
+@click.command()
+@options.checkpoint
+@click.option("--expires", metavar="WHEN", help="12h, 90d, 4w, 2y or a date.  [default: never]")
+@options.storing
+@options.json
+def share(
+    checkpoint: Path | None,
+    pairs: tuple[str, ...],
+    *,
+    expires: str | None,
+    registry: str | None,
+    token: str | None,
+    token_file: str | None,
+) -> None:
+    """Let a reader without an account fetch the bundle.
+
+    Makes a fetch token: whoever has it can read this one artifact from level private-token up. It is shown once.
+    CHECKPOINT is a directory with ear/ in it; default: $ARI_CHECKPOINT_DIR, else the current directory.
+
+    \b
+    Examples:
+      ari ear share run_42
+      ari ear share run_42 --expires 90d
+    """
+    from ari_core.durations import parse_expiry
+    from ari_core.workflows.share import share as run
+
+    until = None if expires is None else parse_expiry(expires)
+    settings = options.settings(pairs, registry=registry, token=token, token_file=token_file)
+    done = run(checkpoint, expires=until, options=settings, warn=output.warn)
+    made = done.share
+    if not done.works_now:
+        output.warn(
+            f"the bundle is {done.visibility}: nobody else can read it, also not with this token, before "
+            "`ari ear promote --target private-token`"
+        )
+    output.result(
+        {
+            "url": made.url,
+            "token": made.token,
+            "id": made.id,
+            "expires": made.expires.isoformat() if made.expires else None,
+            "visibility": done.visibility,
+            "works_now": done.works_now,
+            "bundle_sha256": done.record.bundle_sha256,
+            "clone_command": done.clone_command,
+        },
+        f"Whoever has this token can read {made.url}:",
+        f"  token    {made.token}   (shown only now)",
+        f"  id       {made.id}",
+        f"  expires  {made.expires.isoformat() if made.expires else 'never'}",
+        "For the reader:",
+        f"  {done.clone_command}",
+    )
 
 
 def _fields(record: Record) -> dict[str, Any]:

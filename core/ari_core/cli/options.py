@@ -37,6 +37,9 @@ _token = click.option(
     "--token", metavar="NAME", help="Environment variable that holds the access token (or the token)."
 )
 _token_file = click.option("--token-file", metavar="FILE", help="File that holds the access token; - reads stdin.")
+_registry = click.option(
+    "--registry", metavar="NAME", help="A registry of registries.yaml, instead of the first that fits."
+)
 _max_download = click.option("--max-download", metavar="SIZE", help="Refuse to download more, as 10GB.")
 
 
@@ -54,7 +57,14 @@ def json(command: _F) -> _F:
 
 def reading(command: _F) -> _F:
     """Adds the options of every command that reads a ref."""
-    for decorate in (_max_download, _token_file, _token, setting):
+    for decorate in (_max_download, _token_file, _token, _registry, setting):
+        command = decorate(command)
+    return command
+
+
+def storing(command: _F) -> _F:
+    """Adds the options of every command that changes something in a store."""
+    for decorate in (_token_file, _token, _registry, setting):
         command = decorate(command)
     return command
 
@@ -62,6 +72,7 @@ def reading(command: _F) -> _F:
 def settings(
     pairs: Iterable[str],
     *,
+    registry: str | None = None,
     token: str | None = None,
     token_file: str | None = None,
     max_download: str | None = None,
@@ -78,6 +89,8 @@ def settings(
             # Not echoed whole: somebody may have typed a secret.
             raise UsageError(f"-o takes KEY=VALUE, not {quoted(pair.partition('=')[0][:40])}")
         _set(found, key, value)
+    if registry is not None:
+        _set(found, "registry", registry)
     if token is not None and token_file is not None:
         raise UsageError("--token and --token-file exclude each other")
     if token is not None:

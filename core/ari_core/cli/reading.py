@@ -36,13 +36,14 @@ def clone(
     expect_sha256: str | None,
     require_digest: bool,
     no_extract: bool,
+    registry: str | None,
     token: str | None,
     token_file: str | None,
     max_download: str | None,
 ) -> None:
     """Get a copy and unpack it only if all of it verifies.
 
-    REF is where the copy is: a path, file:///…, https://…, or what an installed backend knows.
+    REF is where the copy is: a path, file:///…, https://…, ari://ID, or what an installed backend knows.
     DEST must be absent or an empty folder; by default it is named after REF, here.
 
     \b
@@ -53,7 +54,9 @@ def clone(
     """
     from ari_core.workflows.clone import clone as run
 
-    settings = options.settings(pairs, token=token, token_file=token_file, max_download=max_download)
+    settings = options.settings(
+        pairs, registry=registry, token=token, token_file=token_file, max_download=max_download
+    )
     with output.progress() as progress:
         done = run(
             ref,
@@ -63,6 +66,7 @@ def clone(
             extract=not no_extract,
             options=settings,
             progress=progress,
+            warn=output.warn,
         )
     output.result(
         {
@@ -100,13 +104,14 @@ def verify(
     expect_sha256: str | None,
     require_digest: bool,
     ignore_os_files: bool,
+    registry: str | None,
     token: str | None,
     token_file: str | None,
     max_download: str | None,
 ) -> int:
     """Read all of a copy and list what does not agree.
 
-    REF is where the copy is: a path, file:///…, https://…, or what an installed backend knows.
+    REF is where the copy is: a path, file:///…, https://…, ari://ID, or what an installed backend knows.
 
     \b
     Examples:
@@ -116,7 +121,9 @@ def verify(
     """
     from ari_core.workflows.verify import verify as run
 
-    settings = options.settings(pairs, token=token, token_file=token_file, max_download=max_download)
+    settings = options.settings(
+        pairs, registry=registry, token=token, token_file=token_file, max_download=max_download
+    )
     with output.progress() as progress:
         found = run(
             ref,
@@ -125,6 +132,7 @@ def verify(
             ignore_os_files=ignore_os_files,
             options=settings,
             progress=progress,
+            warn=output.warn,
         )
     data: dict[str, Any] = {
         "ok": found.ok,
@@ -159,11 +167,17 @@ def verify(
 @options.reading
 @options.json
 def show(
-    ref: str, pairs: tuple[str, ...], *, token: str | None, token_file: str | None, max_download: str | None
+    ref: str,
+    pairs: tuple[str, ...],
+    *,
+    registry: str | None,
+    token: str | None,
+    token_file: str | None,
+    max_download: str | None,
 ) -> None:
     """Show what a copy holds, without unpacking it.
 
-    REF is where the copy is: a path, file:///…, https://…, or what an installed backend knows.
+    REF is where the copy is: a path, file:///…, https://…, ari://ID, or what an installed backend knows.
 
     \b
     Examples:
@@ -172,9 +186,11 @@ def show(
     """
     from ari_core.workflows.verify import show as run
 
-    settings = options.settings(pairs, token=token, token_file=token_file, max_download=max_download)
+    settings = options.settings(
+        pairs, registry=registry, token=token, token_file=token_file, max_download=max_download
+    )
     with output.progress() as progress:
-        found = run(ref, options=settings, progress=progress)
+        found = run(ref, options=settings, progress=progress, warn=output.warn)
     manifest = found.manifest
     output.result(
         {

@@ -26,6 +26,7 @@ from ari_core.contract.optional import (
     SupportsManifest,
     SupportsOwners,
     SupportsProviderChecksum,
+    SupportsShare,
     SupportsWorkdir,
 )
 from ari_core.contract.types import (
@@ -39,6 +40,7 @@ from ari_core.contract.types import (
     NewArtifact,
     OpenContext,
     Owner,
+    Share,
     Source,
     Visibility,
 )
@@ -58,12 +60,14 @@ __all__ = [
     "OpenContext",
     "Owner",
     "ReadStream",
+    "Share",
     "Source",
     "SupportsDirectUrl",
     "SupportsLocalPath",
     "SupportsManifest",
     "SupportsOwners",
     "SupportsProviderChecksum",
+    "SupportsShare",
     "SupportsWorkdir",
     "Visibility",
     "WatchedSource",

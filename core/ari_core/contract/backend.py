@@ -31,6 +31,8 @@ class Backend(ABC):
         reader_settings: Settings, none of them secret, that a reader of our refs must repeat as ``-o key=value``.
             They stand in records, also in strangers': nothing that decides about trust (a proxy, a CA file)
             belongs here.
+        trust_settings: Settings that decide where credentials go or whom to trust (a server's address, a proxy).
+            They are kept in no record and taken from none, since records come with downloads.
     """
 
     name: ClassVar[str]
@@ -38,6 +40,7 @@ class Backend(ABC):
     Settings: ClassVar[type[BaseModel]]
     aliases: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     reader_settings: ClassVar[tuple[str, ...]] = ()
+    trust_settings: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, settings: Any, context: OpenContext | None = None) -> None:
         """Keeps the settings. Opening is not creating: make no folder and send no request here."""

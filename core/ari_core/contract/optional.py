@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from ari_core.contract.types import Locator, Visibility
+from ari_core.contract.types import Locator, Share, Visibility
 
 
 @runtime_checkable
@@ -70,4 +71,17 @@ class SupportsOwners(Protocol):
         """Removes `user` from the owners; one who is none changes nothing, and absent is fine.
 
         With the last one the artifact goes, in the same step.
+        """
+
+
+@runtime_checkable
+class SupportsShare(Protocol):
+    """Lets somebody without an account read one artifact, by a secret of its own."""
+
+    def share(self, locator: Locator, expires: timedelta | None) -> Share:
+        """Makes a new secret; `expires` from now, None for never.
+
+        Raises:
+            NotFound: There is no such artifact.
+            AccessDenied: It is not ours to share.
         """

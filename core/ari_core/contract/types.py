@@ -40,9 +40,10 @@ class Visibility(enum.StrEnum):
     @property
     def rank(self) -> int:
         """Position in the order, 0 for `STAGED`."""
-        return list(Visibility).index(self)
+        return _RANKS[self]
 
 
+_RANKS: Final = {level: rank for rank, level in enumerate(Visibility)}
 _WEAKEST_FIRST: Final = ("no", "none", "unpublished", "eventual", "recorded", "yes", "immediate", "enforced")
 
 
@@ -102,6 +103,8 @@ class BackendSpec:
         claims: Pure function of a ref; does no I/O and never raises.
         api: The contract's number this backend was written for: a literal, not the installed `API`.
         extra: Requirement that installs what the backend needs (``"ari-registry[s3]"``), if its import can fail.
+        configured: Given the checkpoint, says where the user has set this backend up (``"registries.yaml in …"``),
+            or None. A publication that names no backend then goes there. Cheap, and never raises.
     """
 
     name: str
@@ -110,6 +113,7 @@ class BackendSpec:
     claims: Callable[[str], Claim]
     api: int
     extra: str | None = None
+    configured: Callable[[Path | None], str | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +147,7 @@ class Artifact:
     """What a store says about one artifact. All are claims.
 
     None: not known without reading the archive, or in a listing: without another request. `visibility` is the
-    effective level; `owners` of () says that it has none.
+    effective level; `owners` of () says that it has none; `description` is that of `NewArtifact`.
     """
 
     locator: Locator
@@ -153,6 +157,7 @@ class Artifact:
     visibility: Visibility | None = None
     owners: tuple[Owner, ...] | None = None
     created: datetime | None = None
+    description: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +183,23 @@ class NewArtifact:
     description: Mapping[str, Any] = field(default_factory=dict)
     previous: Artifact | None = None
     replace: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a reader without an account needs for one artifact.
+
+    Attributes:
+        url: A portable ref.
+        token: The secret, shown once.
+        id: Names the secret, for revoking it.
+        expires: When it stops working, or None.
+    """
+
+    url: str
+    token: str = field(repr=False)
+    id: str = ""
+    expires: datetime | None = None
 
 
 class Source(ABC):

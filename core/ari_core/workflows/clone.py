@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +61,7 @@ def clone(
     options: Mapping[str, str] | None = None,
     limits: Limits | None = None,
     progress: Progress | None = None,
+    warn: Callable[[str], None] = lambda _line: None,
 ) -> CloneResult:
     """Verifies a copy and unpacks it, or leaves nothing.
 
@@ -73,6 +74,7 @@ def clone(
         options: Settings of the backend.
         limits: Default: `Limits.from_environment`.
         progress: Told how far it is.
+        warn: Told at once what a backend has to say, one line each.
 
     Raises:
         DestinationExistsError: Something is at `dest`.
@@ -82,7 +84,7 @@ def clone(
     limits = limits or Limits.from_environment()
     target = None if dest is None else _free(Path(dest))
     with open_ref(
-        ref, expect_sha256=expect_sha256, require_digest=require_digest, options=options, limits=limits
+        ref, expect_sha256=expect_sha256, require_digest=require_digest, options=options, limits=limits, warn=warn
     ) as opened:
         if opened.source is None and not extract:
             raise UsageError(

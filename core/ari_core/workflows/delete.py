@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ari_core.errors import NotFound
@@ -14,7 +14,11 @@ from ari_core.workflows.publish import is_dry_run
 
 
 def delete(
-    checkpoint: str | Path | None = None, *, options: Mapping[str, str] | None = None, dry_run: bool = False
+    checkpoint: str | Path | None = None,
+    *,
+    options: Mapping[str, str] | None = None,
+    dry_run: bool = False,
+    warn: Callable[[str], None] = lambda _line: None,
 ) -> Record:
     """Deletes the published bundle from its store; copies elsewhere stay.
 
@@ -22,6 +26,7 @@ def delete(
         checkpoint: The checkpoint; default as for `publish`.
         options: Settings of the backend.
         dry_run: Check and change nothing; ``$ARI_PUBLISH_DRYRUN`` does the same.
+        warn: Told at once what a backend has to say, one line each.
 
     Returns:
         The record as it stands now, without a ref; for a dry run, as it was.
@@ -35,7 +40,7 @@ def delete(
     folder = find_checkpoint(checkpoint)
     record = published_record(folder)
     with (
-        open_recorded(folder, record, options) as store,
+        open_recorded(folder, record, options, warn) as store,
         contextlib.suppress(NotFound),
     ):  # absent is what was asked for
         locator = store.resolve(record.ref)

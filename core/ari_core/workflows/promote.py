@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -54,6 +55,7 @@ def promote(
     target: str | None = None,
     options: Mapping[str, str] | None = None,
     dry_run: bool = False,
+    warn: Callable[[str], None] = lambda _line: None,
 ) -> PromoteResult:
     """Raises the visibility of the published bundle.
 
@@ -62,6 +64,7 @@ def promote(
         target: The level; default: the wish that was recorded when publishing. Never silently ``public``.
         options: Settings of the backend.
         dry_run: Check and change nothing; ``$ARI_PUBLISH_DRYRUN`` does the same.
+        warn: Told at once what a backend has to say, one line each.
 
     Raises:
         CheckpointNotFoundError: Nothing was published from it.
@@ -71,7 +74,7 @@ def promote(
     folder = find_checkpoint(checkpoint)
     record = published_record(folder)
     dry_run = dry_run or is_dry_run()
-    with open_recorded(folder, record, options) as store:
+    with open_recorded(folder, record, options, warn) as store:
         able = store.probe()
         kind = able.visibility
         level = _target(record, target, keeps_embargo=able.embargo)
@@ -112,10 +115,20 @@ def published_record(checkpoint: Path) -> Record:
     return record
 
 
-def open_recorded(checkpoint: Path, record: Record, options: Mapping[str, str] | None) -> Backend:
+def open_recorded(
+    checkpoint: Path,
+    record: Record,
+    options: Mapping[str, str] | None,
+    warn: Callable[[str], None] = lambda _line: None,
+) -> Backend:
     """Opens the store that a record names, set as it was when publishing."""
-    settings = {**record.settings, **record.options, **(options or {})}
-    store = open_backend(record.profile or record.backend, settings, OpenContext(checkpoint), load_plugins())
+    store = open_backend(
+        record.profile or record.backend,
+        options,
+        OpenContext(checkpoint, warn),
+        load_plugins(),
+        recorded={**record.settings, **record.options},
+    )
     if not store.capabilities.put:
         # Nothing can have been published there, so this record is not of our making: send that place nothing.
         raise Unsupported(f"nothing is ever published with '{store.name}'; the record cannot be right")
@@ -145,10 +158,14 @@ def require_own(store: Backend, locator: Locator, record: Record) -> None:
 
 def _stored_digest(store: Backend, locator: Locator, size: int | None) -> str | None:
     limits = Limits.from_environment()
+    reader = store.optional(SupportsManifest)
+    raw = None
     try:
-        if (reader := store.optional(SupportsManifest)) is not None:
-            return parse_manifest(reader.manifest(locator), limits).bundle_sha256
-        return parse_manifest(read_manifest(BackendSource(store, locator, size), limits), limits).bundle_sha256
+        if reader is not None:
+            with suppress(Unsupported):  # this one has to be read
+                raw = reader.manifest(locator)
+        raw = raw or read_manifest(BackendSource(store, locator, size), limits)
+        return parse_manifest(raw, limits).bundle_sha256
     except VerificationError:
         return None
 

@@ -38,7 +38,7 @@ from ari_core.fs import Staging, recover_tree
 from ari_core.limits import Limits
 from ari_core.manifest import Manifest, parse_manifest
 from ari_core.names import BUNDLE_NAME, MANIFEST_NAME, quoted
-from ari_core.plugins import load_plugins
+from ari_core.plugins import LoadedPlugins, load_plugins
 from ari_core.record import Record, check_record_writable, now, read_record, write_record
 from ari_core.settings import is_secret, open_backend, reader_options
 from ari_core.streams import Progress, ReadStream
@@ -89,6 +89,11 @@ class _Job:
     warnings: list[str] = field(default_factory=list)
     profile: str | None = None
     settings: dict[str, str] = field(default_factory=dict)
+    tell: Callable[[str], None] = lambda _line: None
+
+    def warn(self, line: str) -> None:
+        self.warnings.append(line)
+        self.tell(line)
 
     @property
     def tree(self) -> Path:
@@ -106,12 +111,14 @@ def publish(
     allow_empty: bool = False,
     limits: Limits | None = None,
     progress: Progress | None = None,
+    warn: Callable[[str], None] = lambda _line: None,
 ) -> PublishResult:
     """Packs ``ear_published/``, checking it against its manifest in the same pass, and stores it, staged.
 
     Args:
         checkpoint: The checkpoint; default ``$ARI_CHECKPOINT_DIR``, else the current directory.
-        backend: A backend or profile; default: what ``publish.yaml`` says, else ``local-tarball``.
+        backend: A backend or profile; default: what ``publish.yaml`` says, else the one that is set up (a registry
+            in ``registries.yaml``), else ``local-tarball``.
         options: Settings of the backend.
         visibility: The level wished for in the end; default: what ``publish.yaml`` says.
         dry_run: Check everything and write nothing; ``$ARI_PUBLISH_DRYRUN`` does the same.
@@ -119,6 +126,7 @@ def publish(
         allow_empty: Publish a bundle without any file.
         limits: Default: `Limits.from_environment`.
         progress: Told how far it is.
+        warn: Told at once of what is also in `PublishResult.warnings` in the end.
 
     Raises:
         CheckpointNotFoundError: There is no checkpoint, or it was not curated.
@@ -128,16 +136,18 @@ def publish(
     """
     dry_run = dry_run or is_dry_run()
     job = _start(find_checkpoint(checkpoint), limits or Limits.from_environment(), progress, dry_run=dry_run)
+    job.tell = warn
     if not job.manifest.files and not allow_empty:
         raise CurationError(
             "the bundle has no files: nothing in ear/ matches what publish.yaml includes",
             hint="correct `include`, or publish the empty bundle with --allow-empty",
         )
     wish = check_wish(visibility or str(job.manifest.publish.get("visibility") or Visibility.STAGED))
-    name, reason = _choose(backend, job.manifest)
+    plugins = load_plugins()
+    name, reason = _choose(backend, job, plugins)
     before = read_record(job.checkpoint)
-    context = OpenContext(checkpoint=job.checkpoint, warn=job.warnings.append)
-    with patient(open_backend(name, options, context, load_plugins())) as store:
+    context = OpenContext(checkpoint=job.checkpoint, warn=job.warn)
+    with patient(open_backend(name, options, context, plugins)) as store:
         able = store.probe()
         if not able.put:
             raise Unsupported(
@@ -145,9 +155,7 @@ def publish(
                 hint="choose a backend that stores, such as local-tarball",
             )
         if able.visibility != "enforced":
-            job.warnings.append(
-                f"'{store.name}' keeps nobody from reading: whoever reaches the place can read the bundle"
-            )
+            job.warn(f"'{store.name}' keeps nobody from reading: whoever reaches the place can read the bundle")
         if dry_run:
             _check_unchanged(job)
             record = Record(
@@ -188,12 +196,18 @@ def _check_unchanged(job: _Job) -> None:
         raise ChangedSinceCurationError(f"{PUBLISHED}/ is not what was curated: {error.message}") from error
 
 
-def _choose(backend: str | None, manifest: Manifest) -> tuple[str, str]:
+def _choose(backend: str | None, job: _Job, plugins: LoadedPlugins) -> tuple[str, str]:
     if backend:
         return backend, f"asked for by --backend {backend}"
-    stated = manifest.publish.get("backend")
+    stated = job.manifest.publish.get("backend")
     if isinstance(stated, str) and stated:
         return stated, "named in publish.yaml"
+    found = plugins.configured(job.checkpoint)
+    if len(found) > 1:
+        names = " and ".join(f"'{spec.name}' ({where})" for spec, where in found)
+        raise ConfigurationError(f"both {names} are set up here", hint="choose with --backend")
+    for spec, where in found:
+        return spec.name, where
     return DEFAULT_BACKEND, "nothing else is configured"
 
 
@@ -217,7 +231,7 @@ def _put(job: _Job, store: Backend, before: Record | None, wish: str, *, replace
     folder = workdir.workdir() if workdir else job.checkpoint
     with Staging(folder) as staging:
         written = _pack(job, staging)
-        source = _PackedFile(staging.path / BUNDLE_NAME, written, job.manifest)
+        source = PackedFile(staging.path / BUNDLE_NAME, written, job.manifest, job.progress)
         artifact, created = store.put(
             source,
             NewArtifact(
@@ -236,10 +250,10 @@ def _put(job: _Job, store: Backend, before: Record | None, wish: str, *, replace
 
 
 def _kept_settings(store: Backend, options: Mapping[str, str]) -> dict[str, str]:
-    """Returns what of ``-o`` goes into the record: no secrets, and paths so that they hold from any folder."""
+    """Returns what of ``-o`` goes into the record: no secret or address, and paths that hold from any folder."""
     kept = {}
     for key, value in options.items():
-        if not is_secret(store.Settings, key):
+        if not is_secret(store.Settings, key) and key not in store.trust_settings:
             typed = getattr(store.settings, key, None)
             kept[key] = str(typed.absolute()) if isinstance(typed, Path) else value
     return kept
@@ -257,43 +271,50 @@ def _pack(job: _Job, staging: Staging) -> Written:
         os.close(fd)
 
 
-class _PackedFile(Source):
-    """The archive that was just written into core's own private folder."""
+class PackedFile(Source):
+    """An archive that was just written into a private folder of core's or of a server's."""
 
-    def __init__(self, path: Path, written: Written, manifest: Manifest) -> None:
-        self._path, self._manifest = path, manifest
+    def __init__(self, path: Path, written: Written, manifest: Manifest, progress: Progress | None = None) -> None:
+        self._path, self._manifest, self._progress = path, manifest, progress
         self.size = written.size
         self.archive_sha256 = written.archive_sha256
         self.bundle_sha256 = manifest.bundle_sha256
 
     @contextmanager
     def open(self) -> Iterator[ReadStream]:
+        """Starts reading from the beginning."""
         try:
             file = self._path.open("rb", buffering=0)
         except OSError as error:
             raise from_os_error(error, f"reading {quoted(str(self._path))}") from error
         with file:
-            yield _CheckedFile(file, self.archive_sha256)
+            yield _CheckedFile(file, self.archive_sha256, self.size, self._progress)
 
     @property
     def manifest(self) -> bytes:
+        """The manifest's bytes."""
         return self._manifest.raw
 
     @property
     def local_path(self) -> Path | None:
+        """The file itself."""
         return self._path
 
 
 class _CheckedFile:
     """Raises instead of ending when the bytes are not those that were written."""
 
-    def __init__(self, file: ReadStream, sha256: str) -> None:
-        self._file, self._sha256 = file, sha256
+    def __init__(self, file: ReadStream, sha256: str, size: int, progress: Progress | None) -> None:
+        self._file, self._sha256, self._size, self._progress = file, sha256, size, progress
         self._digest = hashlib.sha256()
+        self._count = 0
 
     def read(self, size: int, /) -> bytes:
         data = self._file.read(size)
         self._digest.update(data)
+        self._count += len(data)
+        if self._progress:
+            self._progress("sending", self._count, self._size)
         if not data and size and self._digest.hexdigest() != self._sha256:
             raise IntegrityError("the archive changed on the disk while it was being read")
         return data

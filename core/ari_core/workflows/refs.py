@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -128,8 +128,9 @@ def open_ref(
     require_digest: bool = False,
     options: Mapping[str, str] | None = None,
     limits: Limits,
+    warn: Callable[[str], None] = lambda _line: None,
 ) -> Iterator[Opened]:
-    """Resolves a ref for reading.
+    """Resolves a ref for reading; `warn` is told at once what a backend has to say.
 
     Raises:
         DigestSpellingError: `expect_sha256` is misspelt; nothing was opened.
@@ -141,7 +142,7 @@ def open_ref(
     expected = expectation(expect_sha256)
     with ExitStack() as stack:
         try:
-            opened = _Opening(options or {}, limits, stack).open(ref, expected)
+            opened = _Opening(options or {}, limits, stack, warn).open(ref, expected)
             if require_digest and opened.expected.bundle_sha256 is None:
                 raise NotAnchoredError(f"there is no digest to compare {quoted(ref)} with")
             yield opened
@@ -153,10 +154,12 @@ def open_ref(
 class _Opening:
     """One ref on its way to something readable."""
 
-    def __init__(self, options: Mapping[str, str], limits: Limits, stack: ExitStack) -> None:
+    def __init__(
+        self, options: Mapping[str, str], limits: Limits, stack: ExitStack, warn: Callable[[str], None]
+    ) -> None:
         self._options, self._limits, self._stack = options, limits, stack
         self._given = options  # until a record leads elsewhere
-        self._context = OpenContext()
+        self._context = OpenContext(warn=warn)
         self._recorded: Mapping[str, str] = {}
 
     def open(self, ref: str, expected: Expected) -> Opened:
@@ -169,12 +172,15 @@ class _Opening:
                 hint="settings are for refs with a scheme, such as https://",
             )
         if path.is_dir():
-            if _claimed_exactly(path):
+            # What no folder of ours but a stored artifact's has.
+            if (path / "meta.json").exists() and _claimed_exactly(path):
                 return self._remote(file_ref(path.absolute()) + "/", expected)
             return self._folder(path, expected)
         if path.name == RECORD_NAME and path.is_file():
             return self._record(path, expected)
         if not path.exists() and not path.is_symlink():
+            if path.parent.is_dir() and _claimed_exactly(path):  # more, or fewer, digits of an id than are stored
+                return self._remote(file_ref(path.absolute()) + "/", expected)
             raise NotFound(
                 f"there is no file or folder {quoted(str(path))}", hint="check the spelling of the path"
             )
@@ -225,7 +231,7 @@ class _Opening:
         if target is not None and (target.name == RECORD_NAME or (target / RECORD_NAME).exists()):
             raise UsageError(f"{quoted(str(path))} names a checkpoint, not a published copy")
         # The folder may be a stranger's: their choice of a host must not get the reader's tokens.
-        self._context = OpenContext(anonymous=True)
+        self._context = replace(self._context, anonymous=True)
         self._recorded = record.options
         self._given = {}
         try:
@@ -278,8 +284,6 @@ def _may_be_unpacked_bundle(path: Path, limits: Limits) -> bool:
 
 
 def _claimed_exactly(path: Path) -> bool:
-    if not (path / "meta.json").exists():  # what no folder of ours but a stored artifact has
-        return False
     from ari_core.contract import Claim  # noqa: PLC0415
     from ari_core.plugins import load_plugins  # noqa: PLC0415
 

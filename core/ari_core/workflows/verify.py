@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +73,7 @@ def verify(
     options: Mapping[str, str] | None = None,
     limits: Limits | None = None,
     progress: Progress | None = None,
+    warn: Callable[[str], None] = lambda _line: None,
 ) -> VerifyResult:
     """Reads a whole copy and compares it with its manifest and, if there is one, with a digest.
 
@@ -84,6 +85,7 @@ def verify(
         options: Settings of the backend.
         limits: Default: `Limits.from_environment`.
         progress: Told how far it is.
+        warn: Told at once what a backend has to say, one line each.
 
     Returns:
         The findings; a copy that does not verify is a result, not an exception.
@@ -93,7 +95,7 @@ def verify(
     """
     limits = limits or Limits.from_environment()
     with open_ref(
-        ref, expect_sha256=expect_sha256, require_digest=require_digest, options=options, limits=limits
+        ref, expect_sha256=expect_sha256, require_digest=require_digest, options=options, limits=limits, warn=warn
     ) as opened:
         try:
             report = _read(opened, limits, ignore_os_files=ignore_os_files, collect=True, progress=progress)
@@ -141,6 +143,7 @@ def show(
     options: Mapping[str, str] | None = None,
     limits: Limits | None = None,
     progress: Progress | None = None,
+    warn: Callable[[str], None] = lambda _line: None,
 ) -> ShowResult:
     """Describes a copy without unpacking it; everything shown was checked against the contents.
 
@@ -149,7 +152,7 @@ def show(
         AriError: It could not be read.
     """
     limits = limits or Limits.from_environment()
-    with open_ref(ref, options=options, limits=limits) as opened:
+    with open_ref(ref, options=options, limits=limits, warn=warn) as opened:
         report = _read(opened, limits, ignore_os_files=False, collect=False, progress=progress)
         opened.expected.check(report)
     return ShowResult(opened.ref, report.form, report.manifest, report.archive_sha256, report.archive_size)

@@ -1,0 +1,1 @@
+"""The registry: identity, visibility and ownership over HTTP, on top of any suitable backend."""

@@ -1,0 +1,761 @@
+"""What is in the store, for questions that must be quick: ``registry.db``.
+
+The store has the truth, and `Index.reindex` makes all of this again from it, but for tombstones.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import secrets
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any, Final, Protocol, runtime_checkable
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    MetaData,
+    Select,
+    Table,
+    Text,
+    bindparam,
+    delete,
+    func,
+    select,
+    tuple_,
+    update,
+)
+from sqlalchemy import (
+    Index as TableIndex,
+)
+from sqlalchemy.dialects.sqlite import insert
+
+from ari_core.contract import Artifact, Backend, Locator, Owner, SupportsManifest, Visibility
+from ari_core.digests import is_sha256
+from ari_core.errors import AlreadyExists, IntegrityError, NotFound, Unsupported, UsageError, VerificationError
+from ari_core.layout import ID_DIGITS, MOST_DIGITS
+from ari_core.limits import Limits
+from ari_core.manifest import Manifest, parse_manifest
+from ari_core.names import quoted
+from ari_core.streams import Progress
+from ari_core.verification import read_manifest
+from ari_core.workflows.refs import BackendSource
+from ari_server.config import ServerConfig
+from ari_server.database import Database
+
+INDEX_FILE: Final = "registry.db"
+MOST_ROWS: Final = 1000
+"""Of one `Index.page`."""
+
+_SEARCH_CHARACTERS: Final = 64 * 1024
+_MOST_WORDS: Final = 16
+_LONGEST_QUERY: Final = 200
+_BATCH: Final = 500
+_MOST_WARNINGS: Final = 100
+_CITED: Final = (Visibility.UNLISTED, Visibility.PUBLIC)
+_LAST_PART: Final = re.compile(r"([0-9a-f]{1,64})/?$")
+_CURSOR: Final = re.compile(r"(-?[0-9]{1,12}) ([0-9a-f]{64})")
+
+_GENERATION: Final = "generation"
+_COMPLETE: Final = "complete"
+_FROM_CONTENT: Final = ("bundle_sha256", "file_count", "total_bytes", "license", "title", "manifest_sha256")
+
+_tables: Final = MetaData()
+# Everything is keyed by the archive digest: an id is its beginning, so one range finds both.
+_artifacts: Final = Table(
+    "artifacts",
+    _tables,
+    Column("archive_sha256", Text, primary_key=True),
+    Column("id", Text, nullable=False, unique=True),
+    Column("bundle_sha256", Text),
+    Column("size", BigInteger, nullable=False),
+    Column("visibility", Text, nullable=False),
+    Column("created", BigInteger, nullable=False),  # seconds since 1970
+    Column("locator", Text, nullable=False),
+    Column("file_count", BigInteger),
+    Column("total_bytes", BigInteger),
+    Column("license", Text),
+    Column("title", Text),
+    Column("manifest_sha256", Text),
+    Column("generation", BigInteger, nullable=False),
+    TableIndex("artifacts_newest", "visibility", "created", "archive_sha256"),
+    sqlite_with_rowid=False,
+)
+_owners: Final = Table(
+    "owners",
+    _tables,
+    Column("archive_sha256", Text, primary_key=True),
+    Column("position", BigInteger, primary_key=True),
+    Column("user", Text, nullable=False),
+    Column("visibility", Text, nullable=False),
+    Column("since", BigInteger),
+    Column("created", BigInteger, nullable=False),  # of the artifact: for one's own, newest first
+    TableIndex("owners_newest", "user", "created", "archive_sha256"),
+    sqlite_with_rowid=False,
+)
+_words: Final = Table(  # apart, so that nothing else has to read past it
+    "words", _tables, Column("archive_sha256", Text, primary_key=True), Column("text", Text, nullable=False)
+)
+_removals: Final = Table(
+    "removals",
+    _tables,
+    Column("archive_sha256", Text, primary_key=True),
+    Column("id", Text, nullable=False),
+    Column("deleted", BigInteger, nullable=False),
+    Column("shown", Boolean, nullable=False),  # as a tombstone
+    Column("generation", BigInteger, nullable=False),
+)
+_intents: Final = Table(
+    "intents",
+    _tables,
+    Column("archive_sha256", Text, primary_key=True),
+    Column("who", Text, primary_key=True),  # so that ending one leaves another process's in place
+    Column("locator", Text, nullable=False),
+    Column("begun", BigInteger, nullable=False),
+)
+_facts: Final = Table(
+    "facts", _tables, Column("name", Text, primary_key=True), Column("value", BigInteger, nullable=False)
+)
+
+_ROW_COLUMNS: Final = tuple(column for column in _artifacts.c if column.name != "generation")
+_OWNER: Final = len(_ROW_COLUMNS)
+_FIND: Final = (
+    select(*_ROW_COLUMNS, _owners.c.user, _owners.c.visibility, _owners.c.since)
+    .outerjoin(_owners, _owners.c.archive_sha256 == _artifacts.c.archive_sha256)
+    .where(_artifacts.c.archive_sha256 >= bindparam("low"), _artifacts.c.archive_sha256 < bindparam("high"))
+    .order_by(_artifacts.c.archive_sha256, _owners.c.position)
+)
+_FIND_TOMBSTONE: Final = select(_removals.c.archive_sha256, _removals.c.id, _removals.c.deleted).where(
+    _removals.c.archive_sha256 >= bindparam("low"),
+    _removals.c.archive_sha256 < bindparam("high"),
+    _removals.c.shown,
+)
+
+
+@runtime_checkable
+class SupportsFind(Protocol):
+    """A store that knows the locator of an archive by its digest, as `ari_core.layout.StoredLayout` does."""
+
+    def find(self, digits: str) -> Locator:
+        """Returns the locator; `NotFound` when there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One stored artifact.
+
+    Attributes:
+        id: The id it was given, the first digits of its archive digest.
+        archive_sha256: Digest of the archive's bytes.
+        bundle_sha256: Digest of the canonical file list; None: not known without reading the bundle.
+        size: Bytes of the archive.
+        visibility: The effective level, the highest of all owners' and its own.
+        created: When it was stored, UTC, in whole seconds.
+        locator: Where it is in the store.
+        owners: Each with a level of their own.
+        file_count: Files in the bundle, or None as above; so are the next three.
+        total_bytes: Size of all of them.
+        license: SPDX, as the manifest or else the uploader says.
+        title: As the uploader says.
+        manifest_sha256: Digest of the manifest's bytes.
+    """
+
+    id: str
+    archive_sha256: str
+    bundle_sha256: str | None
+    size: int
+    visibility: Visibility
+    created: datetime
+    locator: Locator
+    owners: tuple[Owner, ...] = ()
+    file_count: int | None = None
+    total_bytes: int | None = None
+    license: str | None = None
+    title: str | None = None
+    manifest_sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tombstone:
+    """What is left of an artifact that a paper may cite and whose last owner deleted it."""
+
+    archive_sha256: str
+    id: str
+    deleted: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """A change of the store that was begun; one that stays was cut off by a crash."""
+
+    archive_sha256: str
+    locator: Locator
+    begun: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ReindexReport:
+    """What `Index.reindex` did."""
+
+    indexed: int
+    removed: int
+    warnings: tuple[str, ...]
+
+
+class Index:
+    """The index of one registry. Threads and processes may use it at once."""
+
+    def __init__(self, config: ServerConfig, *, least: int = ID_DIGITS) -> None:
+        """Opens ``registry.db``, or creates it.
+
+        Args:
+            config: Where it is, and how long new ids are.
+            least: Digits of the shortest id that is looked up; fewer than 16 only for tests of collisions.
+
+        Raises:
+            AriError: As `Database` says.
+        """
+        path = config.data / INDEX_FILE
+        restore = "move it away and run `ari registry reindex`, which makes it again (but for tombstones)"
+        self._database = Database(path, _tables, restore=restore)
+        self._find = self._database.compile(_FIND)
+        self._find_tombstone = self._database.compile(_FIND_TOMBSTONE)
+        self._digits = re.compile(rf"[0-9a-f]{{{least},{MOST_DIGITS}}}")
+        self._id_digits = config.id_digits
+        self._who = secrets.token_hex(8)
+
+    # -- every request -------------------------------------------------------------------------------------------
+
+    def find(self, digits: str) -> Row | Tombstone | None:
+        """Returns the artifact that has these digits as its id, or whose archive digest starts with them.
+
+        Args:
+            digits: 16 to 64 lower-case hex digits; of anything else there is nothing.
+
+        Raises:
+            AlreadyExists: There are several.
+            AriError: The database cannot be asked.
+        """
+        if not self._digits.fullmatch(digits):
+            return None
+        span = {"low": digits, "high": digits + "g"}  # right behind all that starts so
+        if rows := _one(self._database.fetch(self._find, **span), digits):
+            return _row(rows[0], [row[_OWNER:] for row in rows if row[_OWNER] is not None])
+        if rows := _one(self._database.fetch(self._find_tombstone, **span), digits):
+            archive_sha256, artifact, deleted = rows[0]
+            return Tombstone(archive_sha256, artifact, _moment(deleted))
+        return None
+
+    def page(
+        self, *, user: str | None, after: str | None = None, limit: int = 50, query: str | None = None
+    ) -> tuple[list[Row], str | None]:
+        """Returns artifacts, newest first, and the cursor that continues behind them, or None at the end.
+
+        Args:
+            user: Everything that this user owns; None: what is public.
+            after: A cursor.
+            limit: At most so many, 1 to 1000.
+            query: Words which must all occur in title, license, digests, file names or names of owners who have
+                made it public themselves.
+
+        Raises:
+            UsageError: That is no cursor, no limit or no query.
+            AriError: The database cannot be asked.
+        """
+        if not 1 <= limit <= MOST_ROWS:
+            raise UsageError(f"the limit must be 1 to {MOST_ROWS}")
+        statement = select(*_ROW_COLUMNS)
+        place: tuple[Column[Any], Column[Any]]
+        if user is None:
+            statement = statement.where(_artifacts.c.visibility == Visibility.PUBLIC.value)
+            place = (_artifacts.c.created, _artifacts.c.archive_sha256)
+        else:
+            mine = _owners.c.archive_sha256 == _artifacts.c.archive_sha256
+            statement = statement.join(_owners, mine).where(_owners.c.user == user)
+            place = (_owners.c.created, _owners.c.archive_sha256)
+        if query is not None:
+            statement = statement.join(_words, _words.c.archive_sha256 == _artifacts.c.archive_sha256)
+            statement = statement.where(*(_words.c.text.contains(word, autoescape=True) for word in _split(query)))
+        if after is not None:
+            statement = statement.where(tuple_(*place) < tuple_(*_read_cursor(after)))
+        statement = statement.order_by(*(column.desc() for column in place)).limit(limit + 1)
+        with self._database.read() as connection:
+            found = connection.execute(statement).all()
+            rows = _with_owners(connection, found[:limit])
+        return rows, cursor_behind(rows[-1]) if len(found) > limit else None
+
+    def used_bytes(self, user: str) -> int:
+        """Returns the size of all archives that `user` owns."""
+        mine = _owners.c.archive_sha256 == _artifacts.c.archive_sha256
+        return self._number(select(func.sum(_artifacts.c.size)).join(_owners, mine).where(_owners.c.user == user))
+
+    def count(self) -> int:
+        """Returns how many artifacts there are."""
+        return self._number(select(func.count()).select_from(_artifacts))
+
+    def ping(self) -> None:
+        """Asks the database something.
+
+        Raises:
+            AriError: It does not answer.
+        """
+        self._database.fetch(self._find_tombstone, low="", high="")
+
+    # -- what changes --------------------------------------------------------------------------------------------
+
+    def put(self, row: Row, search: str = "") -> None:
+        """Inserts or replaces a row with its owners; ends this process's intent, and its tombstone.
+
+        Args:
+            row: All of it.
+            search: File names to be found by; "" keeps those that are there, which the content decides.
+
+        Raises:
+            AlreadyExists: Another archive has the id.
+            AriError: It could not be written.
+        """
+        with self._database.write() as connection:
+            taken = select(_artifacts.c.archive_sha256).where(
+                _artifacts.c.id == row.id, _artifacts.c.archive_sha256 != row.archive_sha256
+            )
+            if connection.execute(taken).first():
+                raise AlreadyExists(f"another archive has the id {row.id} already; nothing was overwritten")
+            _upsert(connection, [(row, search)], _fact(connection, _GENERATION))
+            self._end(connection, row.archive_sha256)
+
+    def remove(self, archive_sha256: str, *, tombstone: bool) -> None:
+        """Removes a row and ends this process's intent; absent is fine.
+
+        Args:
+            archive_sha256: Which.
+            tombstone: Say from now on that it was deleted. A tombstone that is there stays.
+
+        Raises:
+            AriError: It could not be written.
+        """
+        with self._database.write() as connection:
+            self._remove(connection, archive_sha256, tombstone=tombstone)
+
+    def intend(self, archive_sha256: str, locator: str = "") -> None:
+        """Notes, durably, that the store is about to be changed; `put` or `remove` ends that.
+
+        Args:
+            archive_sha256: Of the artifact.
+            locator: Where it is; "" when it is not known yet.
+
+        Raises:
+            AriError: It could not be written.
+        """
+        new = insert(_intents).values(
+            archive_sha256=archive_sha256, who=self._who, locator=locator, begun=int(time.time())
+        )
+        with self._database.write() as connection:
+            connection.execute(
+                new.on_conflict_do_update(
+                    index_elements=["archive_sha256", "who"], set_={"locator": new.excluded.locator}
+                )
+            )
+
+    def intents(self) -> list[Intent]:
+        """Returns changes of the store that were begun and not ended, by this or any other process."""
+        statement = select(_intents.c.archive_sha256, _intents.c.locator, _intents.c.begun)
+        with self._database.read() as connection:
+            found = connection.execute(statement.order_by(_intents.c.begun, _intents.c.archive_sha256)).all()
+        return [Intent(archive, Locator(locator), _moment(begun)) for archive, locator, begun in found]
+
+    # -- agreeing with the store ---------------------------------------------------------------------------------
+
+    @property
+    def complete(self) -> bool:
+        """Whether a `reindex` was ever finished."""
+        with self._database.read() as connection:
+            return _fact(connection, _COMPLETE) > 0
+
+    def reindex(self, backend: Backend, *, progress: Progress | None = None) -> ReindexReport:
+        """Makes the index agree with the store; servers may go on meanwhile.
+
+        Each run has a number. What a server writes carries the latest one, so this neither overwrites it with what
+        it read before, nor takes it for gone. What follows from the content alone is not read again.
+
+        Raises:
+            AriError: The store or the database fails; what was done stays, and it can be run again.
+        """
+        total = self.count() or None
+        with self._database.write() as connection:
+            generation = _fact(connection, _GENERATION) + 1
+            _set_fact(connection, _GENERATION, generation)
+        survey = _Survey(backend, self._id_digits)
+        indexed = 0
+        listing = (artifact for artifact, _ in backend.list())
+        while batch := list(islice(listing, _BATCH)):
+            with self._database.read() as connection:
+                known = _known(connection, [artifact.archive_sha256 or "" for artifact in batch])
+            described = survey.describe(batch, known)
+            with self._database.write() as connection:
+                described = _fresh(connection, described, generation, survey)
+                _upsert(connection, described, generation)
+            indexed += len(batch)
+            if progress:
+                progress("indexing", indexed, None if total is None else max(total, indexed))
+        with self._database.write() as connection:
+            removed = self._sweep(connection, generation)
+            _set_fact(connection, _COMPLETE, 1)
+        return ReindexReport(self.count(), removed, tuple(survey.warnings))
+
+    def repair(self, backend: Backend) -> int:
+        """Makes the index agree with the store where a crash cut a change off; returns how often.
+
+        Raises:
+            AriError: The store or the database fails.
+        """
+        cut_off = {intent.archive_sha256: intent for intent in self.intents()}
+        survey = _Survey(backend, self._id_digits)
+        for archive_sha256, intent in cut_off.items():
+            found_now = self.find(archive_sha256)
+            known = {archive_sha256: found_now} if isinstance(found_now, Row) else {}
+            artifact = survey.look(archive_sha256, [intent.locator, *(row.locator for row in known.values())])
+            for found, search in survey.describe([artifact] if artifact else [], known):
+                with suppress(AlreadyExists):  # its id is another's: `reindex` reports it
+                    self.put(found, search)
+            with self._database.write() as connection:
+                if artifact is None:
+                    cited = any(row.visibility in _CITED for row in known.values())
+                    self._remove(connection, archive_sha256, tombstone=cited)
+                connection.execute(delete(_intents).where(_intents.c.archive_sha256 == archive_sha256))
+        return len(cut_off)
+
+    def close(self) -> None:
+        """Lets go of the database; may be called twice."""
+        self._database.close()
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    def _number(self, statement: Select[Any]) -> int:
+        with self._database.read() as connection:
+            return connection.execute(statement).scalar() or 0
+
+    def _end(self, connection: Connection, archive_sha256: str) -> None:
+        connection.execute(
+            delete(_intents).where(_intents.c.archive_sha256 == archive_sha256, _intents.c.who == self._who)
+        )
+
+    def _remove(self, connection: Connection, archive_sha256: str, *, tombstone: bool) -> None:
+        artifact = select(_artifacts.c.id).where(_artifacts.c.archive_sha256 == archive_sha256)
+        new = insert(_removals).values(
+            archive_sha256=archive_sha256,
+            id=connection.execute(artifact).scalar() or archive_sha256[: self._id_digits],
+            deleted=int(time.time()),
+            shown=tombstone,
+            generation=_fact(connection, _GENERATION),
+        )
+        again = {"generation": new.excluded.generation}
+        connection.execute(new.on_conflict_do_update(index_elements=["archive_sha256"], set_=again))
+        if tombstone:
+            hidden = (_removals.c.archive_sha256 == archive_sha256, ~_removals.c.shown)
+            connection.execute(update(_removals).where(*hidden).values(shown=True, deleted=int(time.time())))
+        for table in (_artifacts, _owners, _words):
+            connection.execute(delete(table).where(table.c.archive_sha256 == archive_sha256))
+        self._end(connection, archive_sha256)
+
+    def _sweep(self, connection: Connection, generation: int) -> int:
+        """Removes what the store no longer has."""
+        gone = connection.execute(
+            select(_artifacts.c.archive_sha256, _artifacts.c.visibility, _intents.c.who)
+            .outerjoin(_intents, _intents.c.archive_sha256 == _artifacts.c.archive_sha256)
+            .where(_artifacts.c.generation < generation)
+        ).all()
+        removed = {}
+        for archive_sha256, level, who in gone:
+            # Whoever deleted it may have been cut off before leaving its tombstone.
+            removed[archive_sha256] = who is not None and Visibility(level) in _CITED
+        for archive_sha256, tombstone in removed.items():
+            self._remove(connection, archive_sha256, tombstone=tombstone)
+        connection.execute(delete(_removals).where(~_removals.c.shown, _removals.c.generation < generation))
+        return len(removed)
+
+
+class _Survey:
+    """Describes what a store has, as far as its listing and its manifests tell."""
+
+    def __init__(self, backend: Backend, id_digits: int) -> None:
+        self._backend, self._id_digits = backend, id_digits
+        self._manifests = backend.optional(SupportsManifest)
+        self._finder = backend.optional(SupportsFind)
+        self._limits = Limits.from_environment()
+        self.warnings: list[str] = []
+
+    def describe(self, batch: Iterable[Artifact], known: Mapping[str, Row]) -> list[tuple[Row, str]]:
+        """Returns rows and file names, each archive once."""
+        found: dict[str, tuple[Row, str]] = {}
+        for artifact in batch:
+            try:
+                described = self._describe(artifact, known)
+            except NotFound:
+                continue  # deleted meanwhile
+            if described is None:
+                self.warn(f"left out: the store does not say what {quoted(artifact.locator)} holds")
+            elif described[0].archive_sha256 in found:
+                self.warn(f"left out: {quoted(artifact.locator)} holds the same archive as another place")
+            else:
+                found[described[0].archive_sha256] = described
+        return list(found.values())
+
+    def look(self, archive_sha256: str, locators: Iterable[Locator]) -> Artifact | None:
+        """Returns the artifact with this archive, which is at one of these places if they are not empty."""
+        tried = [locator for locator in locators if locator]
+        if not tried and self._finder is not None:
+            with suppress(NotFound):
+                tried = [self._finder.find(archive_sha256)]
+        elif not tried:
+            return self._search(archive_sha256)
+        for locator in tried:
+            with suppress(NotFound):
+                artifact = self._backend.stat(locator)
+                if artifact.archive_sha256 == archive_sha256:
+                    return artifact
+        return None
+
+    def warn(self, line: str) -> None:
+        """Keeps a warning, unless there are too many."""
+        if len(self.warnings) < _MOST_WARNINGS:
+            self.warnings.append(line)
+        elif len(self.warnings) == _MOST_WARNINGS:
+            self.warnings.append("and more")
+
+    def _search(self, archive_sha256: str) -> Artifact | None:
+        # Only for stores that cannot find by digest, and only after a crash.
+        return next((a for a, _ in self._backend.list() if a.archive_sha256 == archive_sha256), None)
+
+    def _describe(self, artifact: Artifact, known: Mapping[str, Row]) -> tuple[Row, str] | None:
+        if artifact.archive_sha256 is None or artifact.size is None:
+            artifact = self._backend.stat(artifact.locator)
+        archive_sha256, size = artifact.archive_sha256, artifact.size
+        if archive_sha256 is None or not is_sha256(archive_sha256) or size is None:
+            return None
+        before = known.get(archive_sha256)
+        created = artifact.created or (before.created if before else datetime.now(UTC))
+        row = Row(
+            id=before.id if before else self._issued(artifact.locator, archive_sha256),
+            archive_sha256=archive_sha256,
+            bundle_sha256=artifact.bundle_sha256,
+            size=size,
+            visibility=artifact.visibility or Visibility.STAGED,
+            created=created.replace(microsecond=0),
+            locator=artifact.locator,
+            owners=artifact.owners or (),
+        )
+        if before and before.file_count is not None:
+            return replace(row, **{name: getattr(before, name) for name in _FROM_CONTENT}), ""
+        manifest = self._manifest(artifact)
+        if manifest is None:
+            return row, ""
+        told = artifact.description or {}
+        described = replace(
+            row,
+            bundle_sha256=manifest.bundle_sha256,
+            file_count=len(manifest.files),
+            total_bytes=manifest.total_size,
+            license=_text_or_none(manifest.publish.get("license")) or _text_or_none(told.get("license")),
+            title=before.title if before else _text_or_none(told.get("title")),
+            manifest_sha256=hashlib.sha256(manifest.raw).hexdigest(),
+        )
+        return described, "\n".join(entry.path for entry in manifest.files)
+
+    def _issued(self, locator: Locator, archive_sha256: str) -> str:
+        """Returns the id that is printed somewhere, if the store's ref ends with it."""
+        last = _LAST_PART.search(self._backend.ref(locator))
+        if last and len(last[1]) >= ID_DIGITS and archive_sha256.startswith(last[1]):
+            return last[1]
+        return archive_sha256[: self._id_digits]
+
+    def _manifest(self, artifact: Artifact) -> Manifest | None:
+        try:
+            return parse_manifest(self._manifest_bytes(artifact), self._limits)
+        except NotFound:
+            raise
+        except (VerificationError, IntegrityError) as error:
+            self.warn(f"the manifest of {quoted(artifact.locator)} cannot be read: {error.message}")
+            return None
+
+    def _manifest_bytes(self, artifact: Artifact) -> bytes:
+        if self._manifests is not None:
+            with suppress(Unsupported):
+                return self._manifests.manifest(artifact.locator)
+        return read_manifest(BackendSource(self._backend, artifact.locator, artifact.size), self._limits)
+
+
+def _one(rows: Sequence[Any], digits: str) -> Sequence[Any]:
+    """Returns the rows of one artifact, the only one or the one with this very id."""
+    if not rows or rows[0][0] == rows[-1][0]:
+        return rows
+    if exact := [row for row in rows if row[1] == digits]:
+        return exact
+    raise AlreadyExists(f"{digits} are the first digits of several artifacts", hint="give more of them")
+
+
+def _row(columns: Sequence[Any], owners: Iterable[Sequence[Any]]) -> Row:
+    archive_sha256, artifact, bundle_sha256, size, level, created, locator, *facts = columns[:_OWNER]
+    return Row(
+        artifact,
+        archive_sha256,
+        bundle_sha256,
+        size,
+        Visibility(level),
+        _moment(created),
+        locator,
+        tuple(
+            Owner(user, Visibility(level), None if since is None else _moment(since))
+            for user, level, since in owners
+        ),
+        *facts,
+    )
+
+
+def _with_owners(connection: Connection, found: Sequence[Any]) -> list[Row]:
+    owners: dict[str, list[Sequence[Any]]] = {columns.archive_sha256: [] for columns in found}
+    statement = (
+        select(_owners.c.archive_sha256, _owners.c.user, _owners.c.visibility, _owners.c.since)
+        .where(_owners.c.archive_sha256.in_(list(owners)))
+        .order_by(_owners.c.archive_sha256, _owners.c.position)
+    )
+    for archive_sha256, *owner in connection.execute(statement):
+        owners[archive_sha256].append(owner)
+    return [_row(columns, owners[columns.archive_sha256]) for columns in found]
+
+
+def _known(connection: Connection, archives: Sequence[str]) -> dict[str, Row]:
+    found = connection.execute(select(*_ROW_COLUMNS).where(_artifacts.c.archive_sha256.in_(archives))).all()
+    return {row.archive_sha256: row for row in _with_owners(connection, found)}
+
+
+def _fresh(
+    connection: Connection, described: Sequence[tuple[Row, str]], generation: int, survey: _Survey
+) -> list[tuple[Row, str]]:
+    """Leaves out what a server wrote or removed since this run began: that is newer than what was listed."""
+    archives = [row.archive_sha256 for row, _ in described]
+    newer: set[str] = set()
+    for table in (_artifacts, _removals):
+        which = (table.c.archive_sha256.in_(archives), table.c.generation >= generation)
+        newer.update(connection.execute(select(table.c.archive_sha256).where(*which)).scalars())
+    ids = select(_artifacts.c.id, _artifacts.c.archive_sha256).where(
+        _artifacts.c.id.in_([r.id for r, _ in described])
+    )
+    taken: dict[str, str] = {found.id: found.archive_sha256 for found in connection.execute(ids)}
+    fresh = []
+    for row, search in described:
+        if row.archive_sha256 in newer:
+            continue
+        if taken.setdefault(row.id, row.archive_sha256) != row.archive_sha256:
+            survey.warn(f"left out: {quoted(row.locator)} has the id {row.id} of another archive")
+            continue
+        fresh.append((row, search))
+    return fresh
+
+
+def _upsert(connection: Connection, described: Sequence[tuple[Row, str]], generation: int) -> None:
+    if not described:
+        return
+    archives = [row.archive_sha256 for row, _ in described]
+    new = insert(_artifacts)
+    columns = {column.name: new.excluded[column.name] for column in _artifacts.c if not column.primary_key}
+    connection.execute(
+        new.on_conflict_do_update(index_elements=["archive_sha256"], set_=columns),
+        [
+            {column.name: getattr(row, column.name) for column in _ROW_COLUMNS}
+            | {"visibility": row.visibility.value, "created": _seconds(row.created), "generation": generation}
+            for row, _ in described
+        ],
+    )
+    connection.execute(delete(_owners).where(_owners.c.archive_sha256.in_(archives)))
+    connection.execute(delete(_removals).where(_removals.c.archive_sha256.in_(archives)))
+    owners = [
+        {
+            "archive_sha256": row.archive_sha256,
+            "position": position,
+            "user": owner.user,
+            "visibility": owner.visibility.value,
+            "since": owner.created and _seconds(owner.created),
+            "created": _seconds(row.created),
+        }
+        for row, _ in described
+        for position, owner in enumerate(row.owners)
+    ]
+    if owners:
+        connection.execute(insert(_owners), owners)
+    _upsert_words(connection, described)
+
+
+def _upsert_words(connection: Connection, described: Sequence[tuple[Row, str]]) -> None:
+    """Writes what a search looks through: a line of facts, then the file names."""
+    archives = [row.archive_sha256 for row, _ in described]
+    before = {
+        archive: text.partition("\n")[2]
+        for archive, text in connection.execute(
+            select(_words.c.archive_sha256, _words.c.text).where(_words.c.archive_sha256.in_(archives))
+        )
+    }
+    texts = []
+    for row, search in described:
+        # Who has staged what somebody else published must not be found out by searching.
+        public = (owner.user for owner in row.owners if owner.visibility is Visibility.PUBLIC)
+        facts = (row.title, row.license, row.archive_sha256, row.bundle_sha256, *public)
+        names = search[:_SEARCH_CHARACTERS].casefold() or before.get(row.archive_sha256, "")
+        line = " ".join(" ".join(fact.split()) for fact in facts if fact).casefold()
+        texts.append({"archive_sha256": row.archive_sha256, "text": f"{line}\n{names}"})
+    new = insert(_words)
+    changed = {"text": new.excluded.text}
+    connection.execute(new.on_conflict_do_update(index_elements=["archive_sha256"], set_=changed), texts)
+
+
+def _split(query: str) -> list[str]:
+    words = query.casefold().split()
+    if "\0" in query:  # SQLite would take what stands before it for the whole word
+        raise UsageError("a query is words, without the character NUL")
+    if len(query) > _LONGEST_QUERY or len(words) > _MOST_WORDS:
+        raise UsageError(f"a query has at most {_LONGEST_QUERY} characters and {_MOST_WORDS} words")
+    return words
+
+
+def _fact(connection: Connection, name: str) -> int:
+    return connection.execute(select(_facts.c.value).where(_facts.c.name == name)).scalar() or 0
+
+
+def _set_fact(connection: Connection, name: str, value: int) -> None:
+    new = insert(_facts).values(name=name, value=value)
+    connection.execute(new.on_conflict_do_update(index_elements=["name"], set_={"value": value}))
+
+
+def cursor_behind(row: Row) -> str:
+    """Returns the cursor that continues a listing behind `row`."""
+    return base64.urlsafe_b64encode(f"{_seconds(row.created)} {row.archive_sha256}".encode()).decode().rstrip("=")
+
+
+def _read_cursor(cursor: str) -> tuple[int, str]:
+    try:
+        text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode("ascii")
+    except ValueError:
+        text = ""
+    found = _CURSOR.fullmatch(text)
+    if found is None:
+        raise UsageError("that is no cursor", hint="give the `next` of the answer before, as it is")
+    return int(found[1]), found[2]
+
+
+def _text_or_none(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _seconds(moment: datetime) -> int:
+    return int(moment.timestamp())
+
+
+def _moment(seconds: int) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

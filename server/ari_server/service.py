@@ -1,0 +1,395 @@
+"""What a registry does, without HTTP: store, promote, delete, share, each in an order that survives a crash.
+
+The store has the truth. Before it is changed, the index notes what is intended (`Index.intend`); afterwards it is
+made to agree. Whatever is cut off in between can be repeated by the client, and is repaired by the next start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar, TypeVarTuple
+
+import anyio
+import anyio.to_thread
+
+from ari_core.contract import (
+    Artifact,
+    Backend,
+    Locator,
+    NewArtifact,
+    OpenContext,
+    Owner,
+    Source,
+    SupportsOwners,
+    SupportsWorkdir,
+    Visibility,
+)
+from ari_core.errors import AlreadyExists, AriError, InvalidConfiguration, NotFound, Unavailable
+from ari_core.fs import Staging
+from ari_core.layout import ID_DIGITS
+from ari_core.limits import Limits
+from ari_core.manifest import Manifest
+from ari_core.settings import open_backend
+from ari_core.wrappers import patient
+from ari_server.access import owner_of
+from ari_server.config import DEFAULT_BACKEND, ServerConfig
+from ari_server.index import Index, Row, Tombstone
+from ari_server.problems import Problem
+from ari_server.tokens import Caller, IssuedToken, Tokens
+
+_THREADS: Final = 40
+"""Threads for short calls, of each worker; uploads have their own."""
+_TRIES: Final = 100
+_LISTINGS: Final = 2
+"""Listings at a time: more of them only fight for the interpreter, and a search can take long."""
+_END_SECONDS: Final = 10.0
+
+_log = logging.getLogger(__name__)
+_A = TypeVarTuple("_A")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What an uploader says about an archive.
+
+    Attributes:
+        wish: The level wished for in the end.
+        embargo: Day before which nobody should read it.
+        metadata: Facts to show, ``title`` and ``license`` among them.
+    """
+
+    wish: Visibility | None = None
+    embargo: date | None = None
+    metadata: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What became of an upload.
+
+    Attributes:
+        row: The artifact.
+        own: The uploader as its owner.
+        duplicate: The uploader owned it before.
+    """
+
+    row: Row
+    own: Owner
+    duplicate: bool
+
+
+def open_store(config: ServerConfig) -> Backend:
+    """Opens the store that a server is configured for; by default it is in the data directory.
+
+    Raises:
+        AriError: There is no such backend, or its settings are wrong.
+    """
+    options = dict(config.options)
+    if config.backend == DEFAULT_BACKEND:
+        options = {"root": str(config.data), "id_digits": str(config.id_digits), **options}
+    return patient(open_backend(config.backend, options, OpenContext(warn=_log.warning)))
+
+
+class Registry:
+    """One process's view of a registry: its store, tokens and index.
+
+    All methods but `in_thread` block; those that only look something up in a database are quick.
+
+    Attributes:
+        config: As it was started.
+        store: The backend, patient.
+        tokens: Who may do what.
+        index: What is in the store.
+        limits: Of bundles.
+        receiving: Lets so many uploads at a time be received.
+    """
+
+    def __init__(self, config: ServerConfig, *, least: int = ID_DIGITS) -> None:
+        """Opens everything.
+
+        Args:
+            config: The configuration.
+            least: Digits of the shortest id that is accepted; fewer than 16, which then is also what new ids have,
+                only for tests of collisions.
+
+        Raises:
+            AriError: The store or a database cannot be used.
+        """
+        self.config = config
+        self.limits = Limits.from_environment()
+        self.store = open_store(config)
+        owners = self.store.optional(SupportsOwners)
+        if owners is None:
+            raise InvalidConfiguration(f"the backend '{self.store.name}' keeps no owners, which a registry needs")
+        self._owners = owners
+        self.tokens = Tokens(config)
+        self.index = Index(config, least=least)
+        self.least = least
+        self._id_digits = config.id_digits if least >= ID_DIGITS else least
+        self._threads = anyio.CapacityLimiter(_THREADS)
+        self._listings = anyio.CapacityLimiter(_LISTINGS)
+        self.receiving = anyio.CapacityLimiter(config.uploads)
+        self._uploads = 0
+        self._upload_ended = threading.Condition()
+
+    def close(self) -> None:
+        """Lets go of everything; may be called twice."""
+        for part in (self.tokens, self.index, self.store):
+            with suppress(AriError):
+                part.close()
+
+    async def in_thread(self, call: Callable[[*_A], _T], *arguments: *_A) -> _T:
+        """Calls what blocks in one of a bounded number of threads."""
+        return await anyio.to_thread.run_sync(call, *arguments, limiter=self._threads)
+
+    @contextmanager
+    def uploading(self) -> Iterator[None]:
+        """Makes the end of the server wait for a thread that has a spool to remove."""
+        with self._upload_ended:
+            self._uploads += 1
+        try:
+            yield
+        finally:
+            with self._upload_ended:
+                self._uploads -= 1
+                self._upload_ended.notify_all()
+
+    def wait_for_uploads(self) -> None:
+        """Waits for threads that were told to give up; not for ever."""
+        with self._upload_ended:
+            self._upload_ended.wait_for(lambda: not self._uploads, _END_SECONDS)
+
+    async def listing(self, call: Callable[[], _T]) -> _T:
+        """Calls what makes a list, a few at a time."""
+        return await anyio.to_thread.run_sync(call, limiter=self._listings)
+
+    def workdir(self) -> Path:
+        """Returns the folder in which uploads are received: where the store can link from, if there is such."""
+        store = self.store.optional(SupportsWorkdir)
+        return store.workdir() if store else self.config.data
+
+    # -- looking up --
+
+    def find(self, digits: str) -> Row:
+        """Returns the artifact with this id or first digits.
+
+        Raises:
+            NotFound: There is none.
+            AlreadyExists: There are several.
+            Problem: It was deleted, and may be cited (410).
+        """
+        found = self.index.find(digits)
+        if found is None:
+            raise NotFound(f"there is no artifact {digits}")
+        if isinstance(found, Tombstone):
+            raise Problem(410, f"the artifact {found.id} was deleted on {found.deleted:%Y-%m-%d}")
+        return found
+
+    def not_ready(self) -> list[str]:
+        """Names the parts that do not work now."""
+        parts: dict[str, Callable[[], object]] = {
+            "tokens": self.tokens.ping,
+            "index": self.index.ping,
+            "store": self.store.probe,
+            "spool": self._try_spool,
+        }
+        failing = []
+        for name, check in parts.items():
+            try:
+                check()
+            except AriError as error:
+                _log.warning("not ready: %s: %s", name, error.message)
+                failing.append(name)
+        return failing
+
+    def _try_spool(self) -> None:
+        with Staging(self.workdir()):
+            pass
+
+    # -- storing --
+
+    def check_quota(self, user: str, size: int) -> None:
+        """Says whether `user` may own `size` bytes more.
+
+        Raises:
+            Problem: Not so many (507).
+        """
+        quota = self.config.quota
+        if quota is not None and (used := self.index.used_bytes(user)) + size > quota:
+            raise Problem(507, f"your quota is {quota} bytes: {used} are used, and this takes {size}")
+
+    def add(self, source: Source, manifest: Manifest, user: str, offer: Offer) -> Stored:
+        """Makes `user` an owner of a verified archive, storing it if it is not there.
+
+        Raises:
+            AlreadyExists: Another archive has the id that it would get; nothing was overwritten.
+            Problem: The user owns too much already (507).
+            AriError: The store fails.
+        """
+        sha256 = source.archive_sha256
+        known = self.index.find(sha256)
+        if not (isinstance(known, Row) and user in {owner.user for owner in known.owners}):
+            self.check_quota(user, source.size)
+        issued = known.id if known else self._free_id(sha256)
+        self.index.intend(sha256, known.locator if isinstance(known, Row) else "")
+        artifact, duplicate = self._put(source, user, offer)
+        row = _described(issued, artifact.locator, source, manifest, offer)
+        if isinstance(known, Row):
+            row = replace(row, title=known.title or row.title)
+        try:
+            after = self._agree(row, "\n".join(entry.path for entry in manifest.files))
+        except AlreadyExists:  # two archives raced for one id
+            self._owners.disclaim(artifact.locator, user)
+            self.index.remove(sha256, tombstone=False)
+            raise
+        # The same user may have deleted it meanwhile: then that came after this.
+        now = after or row
+        own = next((owner for owner in now.owners if owner.user == user), Owner(user))
+        return Stored(now, own, duplicate)
+
+    def _free_id(self, sha256: str) -> str:
+        issued = sha256[: self._id_digits]
+        found = self.index.find(issued)
+        if found and found.archive_sha256 != sha256:  # the same one: stored by others at this very moment
+            raise AlreadyExists(
+                f"another archive has the id {found.id} already; nothing was overwritten",
+                hint="ask whoever runs this registry to issue longer ids (ARI_REGISTRY_ID_DIGITS)",
+            )
+        return issued
+
+    def _put(self, source: Source, user: str, offer: Offer) -> tuple[Artifact, bool]:
+        """Stores it for `user`; says also whether it was theirs before."""
+        new = NewArtifact(
+            created=datetime.now(UTC),
+            owner=user,
+            wish=offer.wish,
+            embargo=offer.embargo,
+            description=offer.metadata or {},
+        )
+        for _ in range(_TRIES):
+            with suppress(NotFound):  # its last owner deleted it at this very moment
+                artifact, created = self.store.put(source, new)
+                if created:
+                    return artifact, False
+                if user in {owner.user for owner in self.store.stat(artifact.locator).owners or ()}:
+                    return artifact, True
+                self._owners.claim(artifact.locator, user)
+                return artifact, False
+        raise Unavailable("it is being deleted again and again")
+
+    # -- changing --
+
+    def promote(self, row: Row, caller: Caller, target: Visibility) -> Visibility:
+        """Raises the caller's own level; returns what it is now.
+
+        Raises:
+            Problem: `target` is lower (400), or the caller is no owner any more (403).
+            NotFound: It is gone.
+        """
+        own, user = _own(row, caller)
+        if target.rank < own.visibility.rank:
+            raise Problem(400, f"your level is {own.visibility} and can only be raised, not changed to {target}")
+        if target is own.visibility:
+            return target
+        self.index.intend(row.archive_sha256, row.locator)
+        with suppress(NotFound):  # deleted at this very moment
+            self._owners.raise_own(row.locator, user, target)
+        after = self._agree(row)
+        if after is None:
+            raise NotFound(f"there is no artifact {row.id}")
+        return _own(after, caller)[0].visibility
+
+    def delete(self, row: Row, caller: Caller) -> None:
+        """Removes the caller's claim, and with the last one the artifact."""
+        _, user = _own(row, caller)
+        # First, so that no crash leaves a key to what others may store here later.
+        self.tokens.forget_artifact(row.archive_sha256, user)
+        self.index.intend(row.archive_sha256, row.locator)
+        self._owners.disclaim(row.locator, user)
+        after = self._agree(row)
+        self.tokens.forget_artifact(row.archive_sha256, user if after else None)
+
+    def share(self, row: Row, caller: Caller, expires: timedelta | None, note: str) -> IssuedToken:
+        """Makes a fetch token."""
+        _, user = _own(row, caller)
+        issued = self.tokens.issue_fetch(row.archive_sha256, user, expires=expires, note=note)
+        now = self.index.find(row.archive_sha256)
+        if not isinstance(now, Row) or owner_of(now, caller) is None:  # deleted meanwhile: no key is left behind
+            self.tokens.revoke_fetch(issued.id, row.archive_sha256, user)
+            raise NotFound(f"there is no artifact {row.id} of yours any more")
+        return issued
+
+    # -- keeping the index in step --
+
+    def forget(self, row: Row) -> None:
+        """Takes out of the index, without a tombstone, what the store has lost."""
+        self._agree(row, tombstone=False)
+
+    def _agree(self, row: Row, search: str = "", *, tombstone: bool = True) -> Row | None:
+        """Makes the index say what the store says, also against others who do the same at the same time.
+
+        Whoever writes looks at the store once more. So the last one to write has seen all that came before.
+
+        Returns:
+            The artifact now, or None when it is gone.
+        """
+        written: Row | Literal["nothing"] | None = "nothing"
+        for _ in range(_TRIES):
+            now = self._from_store(row)
+            if written == now:
+                return now
+            if now is None:
+                cited = row.visibility.rank >= Visibility.UNLISTED.rank
+                self.index.remove(row.archive_sha256, tombstone=tombstone and cited)
+            else:
+                self.index.put(now, search)
+            written = now
+        raise Unavailable(f"the artifact {row.id} is being changed all the time")
+
+    def _from_store(self, row: Row) -> Row | None:
+        try:
+            artifact = self.store.stat(row.locator)
+        except NotFound:
+            return None
+        return replace(
+            row,
+            visibility=artifact.visibility or row.visibility,
+            owners=artifact.owners or (),
+            created=artifact.created or row.created,
+        )
+
+
+def _described(issued: str, locator: Locator, source: Source, manifest: Manifest, offer: Offer) -> Row:
+    def text(value: object) -> str | None:
+        return value if isinstance(value, str) and value else None
+
+    metadata = offer.metadata or {}
+    return Row(
+        id=issued,
+        archive_sha256=source.archive_sha256,
+        bundle_sha256=source.bundle_sha256,
+        size=source.size,
+        visibility=Visibility.STAGED,
+        created=datetime.now(UTC).replace(microsecond=0),
+        locator=locator,
+        file_count=len(manifest.files),
+        total_bytes=manifest.total_size,
+        license=text(manifest.publish.get("license")) or text(metadata.get("license")),
+        title=text(metadata.get("title")),
+        manifest_sha256=hashlib.sha256(manifest.raw).hexdigest(),
+    )
+
+
+def _own(row: Row, caller: Caller) -> tuple[Owner, str]:
+    own = owner_of(row, caller)
+    if own is None:
+        raise Problem(403, f"the artifact {row.id} is not yours")
+    return own, own.user

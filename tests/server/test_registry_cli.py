@@ -1,0 +1,285 @@
+"""`ari registry …` as an operator uses it: tokens, the index, and a server that starts and stops."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tarfile
+from contextlib import closing, contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import httpx2
+import pytest
+from support.run import ARI, ari, ari_json, error_of
+
+from ari_server.config import ServerConfig
+from ari_server.tokens import Tokens
+
+EXISTING = Path(__file__).parents[1] / "data" / "existing"
+
+
+@pytest.fixture
+def data(tmp_path):
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def existing(tmp_path):
+    with tarfile.open(EXISTING / "registry-data.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    return tmp_path / "registry-data"
+
+
+def hiding(tmp_path, code):
+    """An environment in which Python runs `code` before anything else."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(code)
+    return os.environ | {"PYTHONPATH": str(folder)}
+
+
+# -- tokens ------------------------------------------------------------------------------------------------------
+
+
+def test_a_token_from_issue_to_revocation(data):
+    done = ari("registry", "token", "issue", "alice", "--data-dir", data)
+    assert done.returncode == 0
+    token = re.search(r"^  (ari_\S+)$", done.stdout, re.MULTILINE)[1]
+    number = re.search(r"id is ([0-9a-f]{16})", done.stdout)[1]
+    assert f"export ARI_REGISTRY_TOKEN={token}" in done.stdout, "what to do next"
+    with closing(Tokens(ServerConfig(data=data))) as tokens:
+        assert tokens.check(token).user == "alice"
+        listed = ari("registry", "token", "list", "--data-dir", data).stdout
+        assert number in listed
+        assert token not in listed
+        assert ari("registry", "token", "revoke", number, "--data-dir", data).returncode == 0
+        assert tokens.check(token) is None
+    assert "revoked" in ari("registry", "token", "list", "--data-dir", data).stdout
+
+
+def test_a_token_as_json(data):
+    code, issued = ari_json(
+        *("registry", "token", "issue", "ci", "--scope", "read", "--expires", "90d", "--data-dir", data)
+    )
+    assert code == 0
+    assert set(issued) == {"id", "token", "user", "scope", "created", "expires"}
+    created, expires = (datetime.fromisoformat(issued[name]) for name in ("created", "expires"))
+    assert expires - created == timedelta(days=90)
+    code, listed = ari_json("registry", "token", "list", "--data-dir", data)
+    assert listed == {
+        "tokens": [
+            {
+                **{name: issued[name] for name in ("id", "user", "scope", "created", "expires")},
+                "revoked": None,
+                "last_used": None,
+            }
+        ]
+    }
+
+
+def test_the_environment_names_the_data_directory(data):
+    env = os.environ | {"ARI_REGISTRY_DATA": str(data)}
+    code, issued = ari_json("registry", "token", "issue", "alice", env=env)
+    assert code == 0
+    with closing(Tokens(ServerConfig(data=data))) as tokens:
+        assert tokens.check(issued["token"])
+
+
+@pytest.mark.parametrize("expires", ["90", "2020-01-01"])
+def test_an_expiry_that_cannot_be_is_a_usage_error_and_makes_nothing(data, expires):
+    done = ari("registry", "token", "issue", "alice", "--expires", expires, "--data-dir", data)
+    assert done.returncode == 2
+    error_of(done)
+    assert not data.exists()
+
+
+def test_a_wrong_id_is_not_found_and_a_token_in_its_place_is_not_repeated(data):
+    _, issued = ari_json("registry", "token", "issue", "alice", "--data-dir", data)
+    done = ari("registry", "token", "revoke", "0123456789abcdef", "--data-dir", data)
+    assert (done.returncode, "0123456789abcdef" in done.stderr) == (3, True)
+    done = ari("registry", "token", "revoke", issued["token"], "--data-dir", data)
+    assert done.returncode == 2
+    assert issued["token"] not in done.stdout + done.stderr
+
+
+def test_looking_into_a_misspelt_data_directory_makes_none(tmp_path):
+    for command in (("token", "list"), ("reindex",)):
+        done = ari("registry", *command, "--data-dir", tmp_path / "dta")
+        assert done.returncode == 3
+        assert str(tmp_path / "dta") in error_of(done)[0]
+    assert not (tmp_path / "dta").exists()
+
+
+def test_a_data_directory_without_a_parent_is_a_usage_error(tmp_path):
+    done = ari("registry", "token", "issue", "alice", "--data-dir", tmp_path / "a" / "b")
+    assert done.returncode == 2
+    assert not (tmp_path / "a").exists()
+
+
+def test_the_deprecated_data_directory_is_used_with_a_warning_that_is_seen(existing, tmp_path):
+    home = tmp_path / "home"
+    (home / ".ari").mkdir(parents=True)
+    existing.rename(home / ".ari" / "registry-data")
+    done = ari("registry", "token", "list", env=os.environ | {"HOME": str(home)})
+    assert done.returncode == 0
+    assert re.search(r"^warning: .*ARI_REGISTRY_DATA.*1\.0", done.stderr)
+    assert done.stdout.count("alice") == 2
+
+
+def test_a_misspelt_variable_is_a_usage_error(data):
+    done = ari("registry", "token", "list", env=os.environ | {"ARI_REGISTRY_DTA": str(data)})
+    assert done.returncode == 2
+    assert "'ARI_REGISTRY_DATA'" in error_of(done)[0]
+
+
+# -- the rest of the group ---------------------------------------------------------------------------------------
+
+
+def test_without_the_server_extra_it_says_what_to_install(tmp_path):
+    env = hiding(tmp_path, "import sys; sys.modules['sqlalchemy'] = None")
+    done = ari("registry", "token", "list", env=env)
+    assert done.returncode == 2
+    message, hint = error_of(done)
+    assert "sqlalchemy" in message
+    assert "pip install 'ari-registry[server]'" in hint
+    assert ari("--help", env=env).returncode == 0
+
+
+def test_every_command_explains_itself_without_loading_a_server(tmp_path):
+    env = hiding(
+        tmp_path,
+        "import atexit, sys\n"
+        "heavy = {'fastapi', 'starlette', 'uvicorn', 'sqlalchemy', 'prometheus_client'}\n"
+        "atexit.register(lambda: print('LOADED', heavy & set(sys.modules)))\n",
+    )
+    for command in ((), ("serve",), ("token", "issue")):
+        done = ari("registry", *command, "--help", env=env)
+        assert done.returncode == 0
+        assert "LOADED set()" in done.stdout
+
+
+def test_the_index_of_an_existing_server_is_made_and_told_about(existing):
+    code, done = ari_json("registry", "reindex", "--data-dir", existing)
+    assert (code, done) == (0, {"indexed": 4, "removed": 0, "warnings": []})
+    shutil.rmtree(existing / "artifacts" / "30cca09dcfb65408")
+    assert ari_json("registry", "reindex", "--data-dir", existing)[1]["removed"] == 1
+
+
+# -- serve -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def serving(*options, env=None):
+    """A running server and its URL."""
+    process = subprocess.Popen(
+        [ARI, "registry", "serve", "--port", "0", *map(str, options)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+    )
+    try:
+        line = process.stdout.readline()
+        assert line.startswith("Serving http://"), process.communicate(timeout=60)
+        yield process, line.split()[1]
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+@pytest.mark.parametrize(("workers", "signal_"), [(1, signal.SIGTERM), (1, signal.SIGINT), (2, signal.SIGTERM)])
+def test_a_server_starts_from_nothing_and_stops_when_told_to(data, tmp_path, workers, signal_):
+    env = os.environ | {"TMPDIR": str(tmp_path)}
+    with serving("--data-dir", data, "--workers", workers, env=env) as (process, url):
+        assert httpx2.get(f"{url}/healthz", timeout=60).json() == {"ok": True}
+        process.send_signal(signal_)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0
+    assert "Traceback" not in errors
+    assert [path.name for path in tmp_path.iterdir()] == ["data"], "nothing is left in the temporary folder"
+    assert data.stat().st_mode & 0o777 == 0o700
+    with pytest.raises(httpx2.ConnectError):
+        httpx2.get(url)
+
+
+def test_a_server_stops_while_it_is_still_starting(data):
+    with serving("--data-dir", data, "--workers", "2") as (process, _):
+        process.send_signal(signal.SIGINT)  # workers are being imported
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+
+
+def test_an_existing_data_directory_is_served_at_once(existing):
+    with serving("--data-dir", existing) as (_, url):
+        listed = httpx2.get(f"{url}/artifacts", timeout=60).json()["artifacts"]
+        assert [one["id"] for one in listed] == ["bfd6d4fa389a32f6"]
+
+
+def test_options_reach_workers_and_these_leave_with_a_parent_that_is_killed(data):
+    options = ("--data-dir", data, "--workers", "2", "--metrics", "off")
+    with serving(*options) as (process, url):
+        assert httpx2.get(f"{url}/metrics", timeout=60).status_code == 404
+        process.kill()
+        process.communicate(timeout=60)  # ends when the last worker lets go of the pipe
+    with pytest.raises(httpx2.ConnectError):  # so the next server gets the port
+        httpx2.get(url)
+
+
+def refused(*options, env=None):
+    done = ari("registry", "serve", *options, env=env)
+    message, _ = error_of(done)
+    assert done.stdout == ""
+    return done.returncode, message
+
+
+def test_a_port_in_use_is_one_clear_line(data):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, message = refused("--data-dir", data, "--port", port, "--workers", "2")
+    assert code == 2
+    assert f"127.0.0.1 port {port}" in message
+    assert "in use" in message
+
+
+def test_an_address_that_is_not_ours_is_one_clear_line(data):
+    assert refused("--data-dir", data, "--host", "192.0.2.1")[0] == 2
+
+
+def test_a_store_that_lacks_what_serving_needs_is_refused_by_all_that_it_lacks(data):
+    code, message = refused("--data-dir", data, "--backend", "https", "--port", "0")
+    assert code == 2
+    assert re.search(r"'https'.* lacks put, delete, list, visibility, stores_meta, owners", message)
+
+
+def test_an_unknown_store_is_refused(data):
+    code, message = refused("--data-dir", data, "--backend", "filesystem-registri", "--port", "0")
+    assert code == 2
+    assert "'filesystem-registry'" in message
+
+
+def test_a_damaged_database_keeps_the_server_from_starting(data):
+    data.mkdir()
+    (data / "tokens.db").write_bytes(b"no database" * 1000)
+    code, message = refused("--data-dir", data, "--port", "0")
+    assert code == 5
+    assert "tokens.db" in message
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_cannot_start_ends_the_server(data, tmp_path, workers):
+    """Instead of being started again for ever."""
+    env = hiding(
+        tmp_path,
+        "import sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'ari_server.app': raise ImportError('planted')\n"
+        "sys.meta_path.insert(0, Finder())\n",
+    )
+    done = ari("registry", "serve", "--data-dir", data, "--port", "0", "--workers", workers, env=env)
+    assert done.returncode == 5
+    assert "the server cannot start: ImportError: planted" in done.stderr
+    assert "error: a worker could not start" in done.stderr
