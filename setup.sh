@@ -2,8 +2,11 @@
 # Makes .venv beside this file and installs ari-registry into it (editable). Does nothing when nothing changed.
 #
 #   ./setup.sh                       what a user needs
-#   ./setup.sh --dev                 what tests, lint and benchmark need as well; stays until .venv is removed
+#   ./setup.sh --with-registry       what running a registry server needs as well
+#   ./setup.sh --dev                 what tests, lint and benchmark need as well, the server's included
 #   PYTHON=python3.13 ./setup.sh     with this Python (3.11 or newer)
+#
+# What was added once stays until .venv is removed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -13,18 +16,20 @@ fail() {
 }
 
 extra=
-case "${1-}" in
-'') ;;
---dev) extra='[dev]' ;;
--h | --help)
-    sed -n '2,/^set /{s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"
-    exit
-    ;;
-*)
-    printf "setup.sh: unknown option '%s'; see ./setup.sh --help\n" "$1" >&2
-    exit 2
-    ;;
-esac
+for option in "$@"; do
+    case "$option" in
+    --dev) extra='[dev]' ;;
+    --with-registry) extra=${extra:-'[server]'} ;;
+    -h | --help)
+        sed -n '2,/^set /{s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"
+        exit
+        ;;
+    *)
+        printf "setup.sh: unknown option '%s'; see ./setup.sh --help\n" "$option" >&2
+        exit 2
+        ;;
+    esac
+done
 
 # Prints the version of a Python; fails when it does not run or is too old.
 version_of() {
@@ -59,7 +64,10 @@ stamp=.venv/.ari-setup
 place="$version $(pwd -P)"
 wanted="$place $(cksum <pyproject.toml)"
 installed=$(cat "$stamp" 2>/dev/null || true)
-case "$installed" in *'[dev]') extra='[dev]' ;; esac
+case "$installed" in
+*'[dev]') extra='[dev]' ;;
+*'[server]') extra=${extra:-'[server]'} ;;
+esac
 [ "$installed" != "$wanted$extra" ] || exit 0
 
 usable() {

@@ -1,4 +1,4 @@
-"""Measures whole `ari` commands side by side with what one would type otherwise, and their memory.
+"""Measures `ari` and its registry server side by side with what one would use otherwise, and their memory.
 
 Every timed run writes into a fresh folder, and nothing large is deleted before the last one: deleting 10,000 files
 slows the creation of the next ones down many times over on some file systems.
@@ -17,12 +17,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import sets
 from measure import CommandFailedError, Comparison, Run, compare, run_once
+from registry import RegistryBench
 from report import as_markdown, describe_machine, describe_versions
+from servers import ARI
 
 ROOT = Path(__file__).resolve().parents[2]
-ARI = Path(sys.executable).with_name("ari")
 TARFILE_WAY = Path(__file__).with_name("tarfile_way.py")
 
 MEMORY_LIMIT = 64_000_000
@@ -43,13 +45,31 @@ class Size:
     memory: tuple[int, ...]
     memory_files: tuple[int, int]
     memory_runs: int
+    requests: int
+    artifacts: tuple[int, int]
     disk: int
 
 
 FULL = Size(
-    512 * sets.MIB, 10_000, (64 * sets.MIB, 512 * sets.MIB, 4096 * sets.MIB), (10_000, 50_000), 3, 40 * 10**9
+    large=512 * sets.MIB,
+    small_files=10_000,
+    memory=(64 * sets.MIB, 512 * sets.MIB, 4096 * sets.MIB),
+    memory_files=(10_000, 50_000),
+    memory_runs=3,
+    requests=9_600,
+    artifacts=(1_000, 100_000),
+    disk=55 * 10**9,
 )
-QUICK = Size(64 * sets.MIB, 1_000, (16 * sets.MIB, 64 * sets.MIB), (1_000, 5_000), 1, 3 * 10**9)
+QUICK = Size(
+    large=64 * sets.MIB,
+    small_files=1_000,
+    memory=(16 * sets.MIB, 64 * sets.MIB),
+    memory_files=(1_000, 5_000),
+    memory_runs=1,
+    requests=960,
+    artifacts=(100, 1_000),
+    disk=6 * 10**9,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +100,16 @@ class Bench:
         self.size = size
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("ARI_")}
         self.environment["XDG_CONFIG_HOME"] = str(scratch / "no-config")
+        self.environment["PATH"] += ":/usr/sbin:/sbin"  # where Debian has nginx
         self.prepared: dict[str, Prepared] = {}
+        self.registry = RegistryBench(
+            scratch / "registry",
+            self.environment,
+            large=lambda: self.large.bundle,
+            small=lambda: self.prepare_small(10).bundle,
+            requests=size.requests,
+            artifacts=size.artifacts,
+        )
 
     @cached_property
     def large(self) -> Prepared:
@@ -204,6 +233,7 @@ class Bench:
                 lambda _: [sys.executable, "-c", LEAST_PYTHON],
                 repeat=3,
             ),
+            *self.registry.comparisons(),
         ]
 
     def peaks(self, prepared: Prepared) -> dict[str, int]:
@@ -264,18 +294,27 @@ def measure(bench: Bench, names: Sequence[str], runs: int) -> dict[str, Any]:
         "command": " ".join(["scripts/bench/run", *sys.argv[1:]]),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": describe_machine(bench.scratch),
-        "versions": describe_versions(ROOT),
+        "versions": describe_versions(ROOT, bench.environment["PATH"]),
         "comparisons": [],
+        "start": [],
         "memory": [],
     }
     for comparison in bench.comparisons():
         if comparison.name in names:
             say(comparison.name)
-            compared = compare(comparison, runs, bench.scratch, bench.environment)
-            report["comparisons"].append(compared.describe())
-    if "memory" in names:
-        say("memory")
-        report["memory"] = list(bench.memory())
+            if missing := comparison.missing(bench.environment):
+                report["comparisons"].append(comparison.describe_missing(missing))
+            else:
+                compared = compare(comparison, runs, bench.scratch, bench.environment)
+                report["comparisons"].append(compared.describe())
+    for name, kind, rows in (
+        ("registry-start", "start", bench.registry.start_up(runs)),
+        ("registry-memory", "memory", bench.registry.memory()),
+        ("memory", "memory", bench.memory()),
+    ):
+        if name in names:
+            say(name)
+            report[kind] += rows
     report["sets"] = {name: prepared.describe() for name, prepared in bench.prepared.items()}
     return report
 
@@ -300,14 +339,15 @@ def parse_arguments(names: Sequence[str]) -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.runs is not None and arguments.runs < 1:
         parser.error("--runs must be at least 1")
-    if missing := [tool for tool in ("tar", "gzip", "pigz", "sha256sum") if shutil.which(tool) is None]:
-        parser.error(f"needs {', '.join(missing)}; on Debian: apt-get install pigz")
+    if missing := [tool for tool in ("tar", "gzip", "pigz", "sha256sum", "curl") if shutil.which(tool) is None]:
+        parser.error(f"needs {', '.join(missing)}; on Debian: apt-get install pigz curl")
     return arguments
 
 
 def main() -> int:
     """Runs the benchmark. A missed target is a result, not an error."""
-    names = [comparison.name for comparison in Bench(ROOT, QUICK).comparisons()] + ["memory"]
+    names = [comparison.name for comparison in Bench(ROOT, QUICK).comparisons()]
+    names += ["registry-start", "registry-memory", "memory"]
     arguments = parse_arguments(names)
     size = QUICK if arguments.quick else FULL
     arguments.scratch.mkdir(parents=True, exist_ok=True)
@@ -318,12 +358,14 @@ def main() -> int:
         bench = Bench(Path(scratch), size)
         try:
             report = measure(bench, arguments.only or names, arguments.runs or (3 if arguments.quick else 5))
-        except CommandFailedError as failure:
+        except (CommandFailedError, httpx2.HTTPError) as failure:
             say(str(failure))
             return 1
         except KeyboardInterrupt:
             say("interrupted; nothing is kept")
             return 130
+        finally:
+            bench.registry.close()
         if arguments.out:
             arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         page = as_markdown(report)

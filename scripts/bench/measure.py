@@ -1,7 +1,10 @@
 """Runs commands and keeps what they took."""
 
+import csv
 import json
+import math
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -73,24 +76,88 @@ def run_once(command: Sequence[str | Path], environment: dict[str, str]) -> Run:
 
 
 @dataclass(frozen=True, slots=True)
+class Served:
+    """How a server answered many requests: seconds for all of them, and what 99 of 100 were answered within."""
+
+    requests: int
+    seconds: float
+    p99_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """The same request many times, on some connections that stay open. `count` is a multiple of `connections`."""
+
+    method: str
+    url: str
+    connections: int
+    count: int
+
+    def send(self, environment: dict[str, str]) -> Served:
+        """Has `hey` send them all: it is far from being what is slow, and knows HEAD, which `wrk` does not.
+
+        Raises:
+            CommandFailedError: Not every one was answered with 200.
+        """
+        command = [
+            "hey",
+            "-n",
+            str(self.count),
+            "-c",
+            str(self.connections),
+            "-m",
+            self.method,
+            "-o",
+            "csv",
+            self.url,
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        answers = list(csv.DictReader(done.stdout.splitlines()))
+        good = sum(answer["status-code"] == "200" for answer in answers)
+        if good != self.count:
+            raise CommandFailedError(
+                f"{good} of {self.count} requests were answered with 200: {' '.join(command)}"
+            )
+        took = sorted(float(answer["response-time"]) for answer in answers)
+        starts = [float(answer["offset"]) for answer in answers]
+        ends = [float(answer["offset"]) + float(answer["response-time"]) for answer in answers]
+        return Served(self.count, max(ends) - min(starts), took[math.ceil(0.99 * self.count) - 1])
+
+
+Command = Sequence[str | Path]
+Task = Command | Requests
+"""A command, or requests to a server."""
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """Two ways to the same end, and how their times should compare.
 
     Attributes:
         name: As in ``--only``.
         title: What is compared with what, for the table.
-        target: Largest acceptable median of ours/theirs.
-        ours: Makes our command; its argument is a fresh folder it may write into.
+        target: Largest acceptable median of ours/theirs; None where theirs is only there to compare with.
+        ours: Makes our task; its argument is a fresh folder it may write into.
         theirs: The same for the other way.
-        repeat: A short command varies more: this many times the runs asked for.
+        repeat: A short task varies more: this many times the runs asked for.
+        needs: Programs without which it is not measured.
     """
 
     name: str
     title: str
-    target: float
-    ours: Callable[[Path], Sequence[str | Path]]
-    theirs: Callable[[Path], Sequence[str | Path]]
+    target: float | None
+    ours: Callable[[Path], Task]
+    theirs: Callable[[Path], Task]
     repeat: int = 1
+    needs: tuple[str, ...] = ()
+
+    def missing(self, environment: dict[str, str]) -> list[str]:
+        """Returns the programs that are needed and not installed."""
+        return [tool for tool in self.needs if shutil.which(tool, path=environment["PATH"]) is None]
+
+    def describe_missing(self, missing: list[str]) -> dict[str, Any]:
+        """Returns what is known of a comparison that could not be made, ready for JSON."""
+        return {"name": self.name, "title": self.title, "target": self.target, "missing": missing}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +166,9 @@ class Compared:
 
     name: str
     title: str
-    target: float
-    ours: list[Run]
-    theirs: list[Run]
+    target: float | None
+    ours: list[Run | Served]
+    theirs: list[Run | Served]
 
     @property
     def ratios(self) -> list[float]:
@@ -109,9 +176,9 @@ class Compared:
         return [a.seconds / b.seconds for a, b in zip(self.ours, self.theirs, strict=True)]
 
     @property
-    def passed(self) -> bool:
-        """Whether the median ratio is within the target."""
-        return statistics.median(self.ratios) <= self.target
+    def passed(self) -> bool | None:
+        """Whether the median ratio is within the target; None without one."""
+        return None if self.target is None else statistics.median(self.ratios) <= self.target
 
     def describe(self) -> dict[str, Any]:
         """Returns every run and what follows from them, ready for JSON."""
@@ -130,10 +197,10 @@ class Compared:
 
 def compare(comparison: Comparison, runs: int, scratch: Path, environment: dict[str, str]) -> Compared:
     """Runs both ways in turn, each time into a fresh folder; what they write stays until all is measured."""
-    ours: list[Run] = []
-    theirs: list[Run] = []
+    ours: list[Run | Served] = []
+    theirs: list[Run | Served] = []
     for _ in range(runs * comparison.repeat):
         for make, results in ((comparison.ours, ours), (comparison.theirs, theirs)):
-            fresh = Path(tempfile.mkdtemp(dir=scratch))
-            results.append(run_once(make(fresh), environment))
+            task = make(Path(tempfile.mkdtemp(dir=scratch)))
+            results.append(task.send(environment) if isinstance(task, Requests) else run_once(task, environment))
     return Compared(comparison.name, comparison.title, comparison.target, ours, theirs)

@@ -2,8 +2,11 @@
 
 import os
 import platform
+import shutil
+import statistics
 import subprocess
 import zlib
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,8 +36,9 @@ def describe_machine(scratch: Path) -> dict[str, object]:
     }
 
 
-def describe_versions(root: Path) -> dict[str, str]:
-    """Returns the versions of everything that is measured."""
+def describe_versions(root: Path, path: str) -> dict[str, str]:
+    """Returns the versions of everything that is measured; `path` is where programs are looked for."""
+    servers = {"docker-registry": ["--version"], "nginx": ["-v"], "curl": ["--version"]}
     return {
         "ari-registry": version("ari-registry"),
         "commit": lines_of("git", "-C", root, "describe", "--always", "--dirty", "--abbrev=12")[0],
@@ -42,6 +46,13 @@ def describe_versions(root: Path) -> dict[str, str]:
         "isal": version("isal"),
         "zlib": zlib.ZLIB_RUNTIME_VERSION,
         **{tool: lines_of(tool, "--version")[0] for tool in ("tar", "gzip", "pigz", "sha256sum")},
+        **{package: version(package) for package in ("fastapi", "uvicorn")},
+        **{
+            tool: lines_of(found, *how)[0].partition(" (")[0]
+            if (found := shutil.which(tool, path=path))
+            else "not installed"
+            for tool, how in servers.items()
+        },
     }
 
 
@@ -62,20 +73,44 @@ def as_markdown(report: dict[str, Any]) -> str:
             f"- `{name}`: {described['files']:,} files, {described['bytes']:,} bytes; "
             f"bundle {described['bundle_bytes']:,} bytes."
         )
-    if report["comparisons"]:
+    commands = [row for row in report["comparisons"] if not _is_served(row)]
+    if commands:
         lines += [
             "",
             "Whole commands, as typed; ours and the other way in turn, each into a fresh folder. A ratio is",
             "ours/theirs of two runs next to each other; the median one counts.",
             "",
-            "| ours / theirs | runs | ours, median s | theirs, median s | ratio: min / median / max | target | |",
+            _head("median s"),
             "|---|---|---|---|---|---|---|",
         ]
-        lines += [_cells(_comparison(row)) for row in report["comparisons"]]
+        lines += [_cells(_comparison(row, _seconds)) for row in commands]
+    served = [row for row in report["comparisons"] if _is_served(row)]
+    if served:
+        lines += [
+            "",
+            "Many requests to a server, ours and the other in turn: medians of requests a second and of the time",
+            "within which 99 of 100 were answered. A ratio is that of the times.",
+            "",
+            _head("1/s and p99"),
+            "|---|---|---|---|---|---|---|",
+        ]
+        lines += [_cells(_comparison(row, _rate)) for row in served]
+    if report["start"]:
+        lines += [
+            "",
+            "From starting the process to its first answer, median.",
+            "",
+            "| what | s | limit | |",
+            "|---|---|---|---|",
+        ]
+        lines += [
+            _cells([row["name"], f"{row['seconds']:.3g}", f"{row['limit']:.3g}", _verdict(row)])
+            for row in report["start"]
+        ]
     if report["memory"]:
         lines += [
             "",
-            "Peak resident memory of the whole process.",
+            "Peak resident memory of the whole process, or how far that is above what it held before.",
             "",
             "| what | peak | limit | |",
             "|---|---|---|---|",
@@ -87,20 +122,43 @@ def as_markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _comparison(row: dict[str, Any]) -> list[str]:
-    times = [f"{row[side]['median']:.3g}" for side in ("ours_seconds", "theirs_seconds")]
+def _head(what: str) -> str:
+    return f"| ours / theirs | runs | ours, {what} | theirs, {what} | ratio: min / median / max | target | |"
+
+
+def _is_served(row: dict[str, Any]) -> bool:
+    return "ours" in row and "requests" in row["ours"][0]
+
+
+def _comparison(row: dict[str, Any], say: Callable[[list[dict[str, Any]]], str]) -> list[str]:
+    target = "" if row["target"] is None else f"≤ {row['target']:.3g}"
+    if "missing" in row:
+        without = f"not measured: without {', '.join(row['missing'])}"
+        return [row["title"], "0", "", "", without, target, ""]
+    ratio = str(Spread(**row["ratio"]))
     return [
         row["title"],
         str(len(row["ours"])),
-        *times,
-        str(Spread(**row["ratio"])),
-        f"≤ {row['target']:.3g}",
+        say(row["ours"]),
+        say(row["theirs"]),
+        ratio,
+        target,
         _verdict(row),
     ]
 
 
+def _seconds(runs: list[dict[str, Any]]) -> str:
+    return f"{statistics.median(run['seconds'] for run in runs):.3g}"
+
+
+def _rate(runs: list[dict[str, Any]]) -> str:
+    rate = statistics.median(run["requests"] / run["seconds"] for run in runs)
+    p99 = statistics.median(run["p99_seconds"] for run in runs)
+    return f"{rate:,.0f}, {1000 * p99:.3g} ms"
+
+
 def _verdict(row: dict[str, Any]) -> str:
-    return "PASS" if row["passed"] else "MISS"
+    return {True: "PASS", False: "MISS", None: ""}[row["passed"]]
 
 
 def _bytes(count: int) -> str:

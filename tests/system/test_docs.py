@@ -4,15 +4,18 @@ How to write an example that is carried out:
 
 - ``console``: a line that starts with ``$ `` is a command, lines with ``> `` continue it, what follows is all it
   prints. ``…`` stands for anything in a line, alone for any lines. A command must succeed, unless ``$ echo $?``
-  comes next and shows its status.
+  comes next and shows its status. In a command, ``ari_…`` and ``arif_…`` stand for the last such token that was
+  printed, and ``…`` alone or behind a ``/`` for the last id of 16 digits.
 - ``python``: a program of its own. If it prints, ``<!-- output -->`` and a block ``text`` follow.
 - ``yaml``: starts with a comment that names its file; it is checked and saved there, for what follows.
 - ``json``: a manifest, a record, or the canonical form of a file list.
 - Anything else, or what cannot be carried out here, stands behind ``<!-- not run: reason -->``.
 
-All of it happens in ``/home/ada``: that is how the documents spell the temporary home folder of the shell.
+All of it happens in ``/home/ada``: that is how the documents spell the temporary home folder of the shell. In the
+same way ``/src/ari-registry`` is a checkout of this repository, and ``127.0.0.1:8290`` a port that is free.
 """
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -20,16 +23,21 @@ import os
 import re
 import secrets
 import shlex
+import signal
+import sqlite3
 import subprocess
 import sys
 import sysconfig
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import click
 import pytest
 from support.httpd import Server, StaticFile
+from support.registry import Registry, free_port
 
-from ari_core.cli.app import app
+from ari_backends.ari_registry.registries import find_registries
+from ari_core.cli.app import _PluginGroup, app
 from ari_core.limits import Limits
 from ari_core.manifest import parse_manifest
 from ari_core.policy import parse_policy
@@ -40,8 +48,11 @@ from ari_core.yamlfile import read_yaml
 ROOT = Path(__file__).parents[2]
 # plugins.md is about a package of its own, which tests of its own build and run.
 DOCUMENTS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "README.md", *ROOT.glob("docs/**/*.md")))
-LINKING = sorted({*DOCUMENTS, *(p.name for p in ROOT.glob("*.md"))})
+FOLDERS = [f"{name}/README.md" for name in ("core", "backends", "server", "scripts/registry")]
+LINKING = sorted({*DOCUMENTS, *FOLDERS, *(p.name for p in ROOT.glob("*.md"))})
 HOME = "/home/ada"
+CHECKOUT = "/src/ari-registry"
+ADDRESS = "127.0.0.1:8290"
 NOT_RUN = re.compile(r"<!-- not run: .{8,} -->")
 OUTPUT = "<!-- output -->"
 
@@ -148,6 +159,16 @@ def test_a_right_document_passes(tmp_path):
     assert carry_out(text, tmp_path) == []
 
 
+def test_secrets_and_ids_are_those_printed_last(tmp_path):
+    token, fetch, number = "ari_" + "a-" * 21 + "Z", "arif_" + "b" * 43, "0123456789abcdef"
+    text = (
+        f"```console\n$ echo {token[:-1]}A {token} {fetch}; echo {number[::-1]} {number}\n…\n"
+        f'$ echo ari_… "x arif_…" …; echo /src/ari-registry 127.0.0.1:8290\n'
+        f"{token} x {fetch} {number}\n/src/ari-registry 127.0.0.1:8290\n```\n"
+    )
+    assert carry_out(text, tmp_path) == []
+
+
 def carry_out(text, home):
     """Carries out a document; returns what is wrong with it."""
     problems, steps = [], []
@@ -177,10 +198,14 @@ def saving(block, home):
     name = block.text.partition("\n")[0].removeprefix("# ")
     target = Path(home, name.removeprefix("~/"))
     trial = home.with_name(f"example-of-{home.name}-{target.name}")
-    trial.write_text(block.text, encoding="utf-8")
+    trial.write_text(block.text.replace(ADDRESS, real_names(home)[ADDRESS]), encoding="utf-8")
     trial.chmod(0o644)
     if target.name == "publish.yaml":
         parse_policy(read_yaml(trial, 10_000))
+    elif target.name == "registries.yaml":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("ARI_REGISTRIES_FILE", str(trial))
+            assert find_registries(None).entries, f"line {block.line}: no registry"
     else:
         assert target.name == "config.yaml", f"line {block.line}: the first line must name the file"
         load_config({"ARI_CONFIG": str(trial)})
@@ -204,26 +229,33 @@ def session(steps, home):
     """Runs commands in one shell, in `home`; returns what went wrong."""
     if not steps:
         return []
-    mark = secrets.token_hex(8)
+    mark = secrets.token_hex(12)  # never the length of an id
+    names, log = real_names(home), home.with_name(f"session-of-{home.name}")
     script = "cd\n" + "".join(
         # The status is handed on, so that `echo $?` shows it.
-        f"{step.command.replace(HOME, str(home))}\n__status=$?; echo {mark} $__status; (exit $__status)\n"
+        f"{real(step.command, names, log)}\n__status=$?; echo {mark} $__status; (exit $__status)\n"
         for step in steps
     )
-    done = subprocess.run(
-        ["bash", "-c", f"umask 022\n{script}"],
-        env=environment(home),
-        cwd=home,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,  # where a terminal shows it
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    *results, rest = re.split(rf"{mark} (\d+)\n", done.stdout.replace(str(home), HOME))
+    try:
+        with log.open("wb") as printed:
+            subprocess.run(
+                ["bash", "-c", f"umask 022\n{script}"],
+                env=environment(home) | {"ARI_REGISTRY_PORT": names[ADDRESS].rpartition(":")[2]},
+                cwd=home,
+                stdin=subprocess.DEVNULL,
+                stdout=printed,
+                stderr=printed,  # where a terminal shows it
+                timeout=300,
+                check=False,
+            )
+    finally:
+        left_running = end_servers(Path(names[CHECKOUT], ".ari_registry"), *home.iterdir())
+    text = log.read_text(encoding="utf-8")
+    for told, name in names.items():
+        text = text.replace(name, told)
+    *results, rest = re.split(rf"{mark} (\d+)\n", text)
     assert (len(results), rest) == (2 * len(steps), ""), f"the shell ended early: {rest}"
-    problems = []
+    problems = ["a server is left running"] if left_running else []
     following = [step.command for step in steps[1:]] + [""]
     for step, printed, status, after in zip(steps, results[::2], results[1::2], following, strict=True):
         if not matches(step.expected, printed.splitlines()):
@@ -234,6 +266,39 @@ def session(steps, home):
                 f"line {step.line}: {step.command}: exit status {status}, and the document does not show it"
             )
     return problems
+
+
+def real_names(home):
+    """Returns what the documents' names for places stand for, making the checkout and choosing the port once."""
+    checkout, port = home.with_name("ari-registry"), home.with_name(f"port-of-{home.name}")
+    if not checkout.exists():
+        checkout.mkdir()
+        for part in ("scripts", "tests"):
+            (checkout / part).symlink_to(ROOT / part)
+        (checkout / ".venv").symlink_to(sys.prefix)
+    if not port.exists():
+        port.write_text(str(free_port()))
+    return {HOME: str(home), CHECKOUT: str(checkout), ADDRESS: f"127.0.0.1:{port.read_text()}"}
+
+
+def real(command, names, log):
+    """Puts real names, tokens and ids into a command."""
+    for told, name in names.items():
+        command = command.replace(told, name)
+    last = f"$(grep -aoE '{{}}' {shlex.quote(str(log))} | tail -n 1)"
+    command = re.sub(r"\b(arif?_)…", lambda found: last.format(rf"\b{found[1]}[A-Za-z0-9_-]{{43}}"), command)
+    return re.sub(r"(?<=[ /])…(?= |$)", lambda _: last.format(r"\b[0-9a-f]{16}\b"), command)
+
+
+def end_servers(*folders):
+    """Ends the servers that start_local.sh left there, if it did; says whether."""
+    found = False
+    for folder in folders:
+        with contextlib.suppress(OSError, IndexError):
+            pid = int((folder / "server.pid").read_text().split()[0])
+            os.killpg(pid, signal.SIGKILL)  # it is in a session of its own
+            found = True
+    return found
 
 
 def environment(home):
@@ -290,35 +355,54 @@ def anchors(file):
 
 def commands(group, above=("ari",)):
     """Yields the words of every command of ours, and the command."""
-    for name, command in group.commands.items():
-        words = (*above, name)
-        if hasattr(command, "commands"):
-            yield from commands(command, words)
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if isinstance(command, _PluginGroup):
+            command = command._plugins.load_group(command._spec)
+        if isinstance(command, click.Group):
+            yield from commands(command, (*above, name))
         else:
-            yield words, command
+            yield (*above, name), command
 
 
 # `ari publish` is another name of `ari ear publish`: one of the two is enough.
-COMMANDS = list({command: " ".join(words) for words, command in commands(app)}.values())
+COMMANDS = {command: " ".join(words) for words, command in commands(app)}
 PLAIN_DIGEST = "3672addf4a1f5c50198d6777de49caa3433f7a11a77c5524b20fd38ecf256448"
 
 
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory):
+    with Registry(tmp_path_factory.mktemp("registry")) as server:
+        yield server
+
+
 @pytest.fixture
-def workplace(home):
-    """What the examples need: `work` with a published checkpoint and its bundle, an unpacked copy, a USB stick."""
+def workplace(home, registry):
+    """What the examples need: `work` with a published checkpoint and its bundle, an unpacked copy, a USB stick.
+
+    And the data directory of a registry, where a token has the id of the examples.
+    """
     ear = home / "work/run_42/ear"
     (ear / "code").mkdir(parents=True)
     (ear / "publish.yaml").write_text("include: ['README.md', 'code/**']\nvisibility: unlisted\n")
     (ear / "README.md").write_text("# R\n")
     (ear / "code/run.py").write_text("print(1)\n")
+    (home / "registries.yaml").write_text(
+        f"registries: [{{name: lab, url: '{registry.url}', token: {registry.token('alice')}}}]\n"
+    )
     steps = [
         "mkdir usb",
+        "ari registry token issue alice --data-dir srv",
         "ari ear curate work/run_42",
         "ari ear publish work/run_42",
         "cp work/run_42/bundle.tar.gz work",
         f"ari clone work/bundle.tar.gz study --expect-sha256 {PLAIN_DIGEST}",
     ]
     assert session([Step(number, step, ["…"]) for number, step in enumerate(steps)], home) == []
+    with sqlite3.connect(home / "srv/tokens.db") as tokens:
+        tokens.execute("UPDATE tokens SET id = '0123456789abcdef'")
+    tokens.close()
     return home
 
 
@@ -327,16 +411,8 @@ def test_examples_of_the_commands(workplace):
     workplace.rename(pristine)
     problems = []
     with Server(StaticFile((pristine / "work/bundle.tar.gz").read_bytes())) as server:
-        for name in COMMANDS:
-            shown = subprocess.run(
-                [*name.split(), "--help"],
-                env=environment(pristine),
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=60,
-                check=True,
-            ).stdout
+        for command, name in COMMANDS.items():
+            shown = command.get_help(click.Context(command, info_name=name))
             examples = re.findall(r"^ +(ari .*)$", shown.partition("Examples:\n")[2], re.MULTILINE)
             if not examples:
                 problems.append(f"`{name} --help` shows no examples, each on a line of its own")
@@ -353,24 +429,35 @@ def tried(example, home, pristine, server):
         example.partition(" | ")[0]
         .replace("https://example.org/", server.url("/"))
         .replace("/media/usb", str(home / "usb"))
+        .replace("/srv/ari", str(home / "srv"))
         .replace("3672addf…6448", PLAIN_DIGEST)
     )
+    variables = {"ARI_REGISTRY_DATA": str(home / "srv")}
+    if re.match(r"ari (config|ear share)\b", command) or "--registry" in command:
+        variables["ARI_REGISTRIES_FILE"] = str(home / "registries.yaml")
+    if command.startswith("ari ear share"):
+        command = f"ari ear publish --registry lab --replace run_42 && {command}"
+    if command.startswith("ari registry serve"):  # which would never end
+        command = f"exec {command} --port 0"
     is_about_here = re.match(r"ari (ear|publish)\b", command) and "run_42" not in command
     where = home / "work/run_42" if is_about_here else home / "work"
     terminal, slave = os.openpty()  # `ari ear delete` asks
     os.write(terminal, b"y\n")
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             ["bash", "-c", f'rm -rf "$2" && cp -a "$1" "$2" && cd "$3" && {command}', "-", pristine, home, where],
-            env=environment(home),
+            env=environment(home) | variables,
             stdin=slave,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=60,
-            check=False,
         )
+        said = ""
+        if command.startswith("exec "):
+            said = process.stdout.readline()
+            process.terminate()
+        said += process.communicate(timeout=60)[0]
     finally:
         os.close(terminal)
         os.close(slave)
-    return [] if done.returncode == 0 else [f"{example}: exit status {done.returncode}: {done.stdout}"]
+    return [] if process.returncode == 0 else [f"{example}: exit status {process.returncode}: {said}"]

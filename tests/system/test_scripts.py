@@ -1,6 +1,8 @@
 """The project's own scripts: what they say when they cannot work, and that no failure is swallowed."""
 
+import contextlib
 import importlib
+import itertools
 import json
 import os
 import shutil
@@ -11,9 +13,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.httpd import Server
 
 ROOT = Path(__file__).parents[2]
-SHELL_SCRIPTS = ["setup.sh", "scripts/demo", "scripts/test", "scripts/lint", "scripts/bench/run", ".ci/run"]
+SHELL_SCRIPTS = [
+    "setup.sh",
+    "scripts/demo",
+    "scripts/test",
+    "scripts/lint",
+    "scripts/bench/run",
+    "scripts/registry/start_local.sh",
+    "scripts/registry/start_singularity.sh",
+    ".ci/run",
+]
 SYSTEM_PATH = "/usr/bin:/bin"
 
 
@@ -39,6 +51,15 @@ def run(*command, path=SYSTEM_PATH, **environment):
 
 def snapshot(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def commands_naming(path: Path) -> list[bytes]:
+    """Returns the command lines of running processes in which `path` occurs."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            found.append(file.read_bytes())
+    return [line for line in found if os.fsencode(path) in line]
 
 
 @pytest.mark.parametrize("name", SHELL_SCRIPTS)
@@ -149,6 +170,32 @@ class TestSetup:
         (project / "pyproject.toml").write_text("third\n")
         setup()
         assert python.log() == ["venv", "install .", "install .", "install .[dev]", "install .[dev]"]
+
+    def test_what_was_added_stays_and_the_larger_of_two_wins(self, project, python):
+        good = python()
+        wanted = ["venv"]
+        for options, extra in [
+            (["--with-registry"], "[server]"),
+            ([], None),
+            (["--with-registry"], None),
+            (["--with-registry", "--dev"], "[dev]"),
+            (["--with-registry"], None),
+            ([], None),
+        ]:
+            done = run(project / "setup.sh", *options, PYTHON=str(good))
+            assert done.returncode == 0, done.stderr
+            wanted += [f"install .{extra}"] if extra else []
+            assert python.log() == wanted
+        (project / "pyproject.toml").write_text("second\n")
+        run(project / "setup.sh", PYTHON=str(good))
+        assert python.log() == [*wanted, "install .[dev]"]
+
+    def test_the_server_stays_when_the_project_changes(self, project, python):
+        good = python()
+        run(project / "setup.sh", "--with-registry", PYTHON=str(good))
+        (project / "pyproject.toml").write_text("second\n")
+        run(project / "setup.sh", PYTHON=str(good))
+        assert python.log() == ["venv", "install .[server]", "install .[server]"]
 
     def test_a_moved_folder_or_another_python_makes_the_environment_anew(self, project, python):
         good = python()
@@ -308,6 +355,11 @@ class TestCi:
                 "7z",
                 "strace",
                 "mkfs.ext4",
+                "nginx",
+                "faketime",
+                "docker-registry",
+                "curl",
+                "hey",
                 "shellcheck",
                 "python3",
                 "apt-get",
@@ -372,10 +424,10 @@ class TestDemo:
         assert snapshot(tmp_path) == {"mine"}
 
 
-@pytest.mark.needs("pigz")
+@pytest.mark.needs("pigz", "curl")
 class TestBench:
-    def bench(self, *arguments):
-        return run(ROOT / ".venv/bin/python", "-B", ROOT / "scripts/bench/bench.py", *arguments)
+    def bench(self, *arguments, path=SYSTEM_PATH):
+        return run(ROOT / ".venv/bin/python", "-B", ROOT / "scripts/bench/bench.py", *arguments, path=path)
 
     def test_help_lists_what_can_be_measured(self):
         done = self.bench("--help")
@@ -410,6 +462,46 @@ class TestBench:
         assert ("PASS" if row["passed"] else "MISS") in page.read_text()
         assert done.stdout == page.read_text()
         assert list((tmp_path / "s").iterdir()) == []
+
+    def test_what_is_not_installed_is_named_and_nothing_is_made_up(self, tmp_path):
+        (tmp_path / "tools").mkdir()
+        for tool in ("tar", "gzip", "pigz", "sha256sum", "curl", "df", "git"):
+            (tmp_path / "tools" / tool).symlink_to(shutil.which(tool))
+        scratch = tmp_path / "s"
+        done = self.bench(
+            *("--quick", "--only", "registry-get", "--scratch", scratch), path=str(tmp_path / "tools")
+        )
+        assert done.returncode == 0, done.stderr
+        (row,) = (line for line in done.stdout.splitlines() if "OCI" in line)
+        assert "| 0 |  |  | not measured: without docker-registry |" in row
+        assert "PASS" not in row
+
+    @pytest.mark.needs("docker-registry", "hey", "nginx")
+    def test_the_registry_is_measured_beside_the_others_and_every_server_stopped(self, tmp_path):
+        names = ("registry-get-nginx", "registry-put", "registry-manifest")
+        out, scratch = tmp_path / "out.json", tmp_path / "s"
+        only = [argument for name in names for argument in ("--only", name)]
+        done = self.bench("--quick", "--runs", "1", *only, "--out", out, "--scratch", scratch)
+        assert done.returncode == 0, done.stderr
+        report = json.loads(out.read_text())
+        rows = {row["name"]: row for row in report["comparisons"]}
+        assert list(rows) == list(names)
+        for row in rows.values():
+            assert len(row["ours"]) == len(row["theirs"]) > 0
+        assert rows["registry-get-nginx"]["passed"] is None
+        assert all(run["requests"] == 960 for run in rows["registry-manifest"]["ours"])
+        assert list(scratch.iterdir()) == []
+        assert commands_naming(scratch) == []
+
+    @pytest.mark.needs("hey")
+    def test_requests_that_are_not_all_answered_well_are_not_measured(self, measure):
+        answers = itertools.count()
+
+        def sometimes(_seen, wire):
+            wire.answer(200 if next(answers) % 4 else 503)
+
+        with Server(sometimes) as server, pytest.raises(measure.CommandFailedError, match="6 of 8 requests"):
+            measure.Requests("GET", server.url("/"), connections=2, count=8).send(dict(os.environ))
 
     @pytest.fixture
     def measure(self, monkeypatch):
