@@ -46,9 +46,8 @@ def _settings(*names: str) -> Callable[[_F], _F]:
             if name == "options":
                 command = options.setting(command)
                 continue
-            about = (
-                f"{(ServerConfig.model_fields[name].description or '').capitalize()}  [env: {variable_of(name)}]"
-            )
+            what = ServerConfig.model_fields[name].description or ""
+            about = f"{what[:1].upper()}{what[1:]}.  [env: {variable_of(name)}]"
             spelling = "--data-dir" if name == "data" else "--" + name.replace("_", "-")
             command = click.option(spelling, name, metavar=_METAVARS.get(name, "TEXT"), help=about)(command)
         return command
@@ -84,6 +83,12 @@ def app() -> None:
     """Run a registry: serve, tokens, reindex.
 
     The data directory is $ARI_REGISTRY_DATA, or --data-dir.
+
+    \b
+    Examples:
+      export ARI_REGISTRY_DATA=/srv/ari
+      ari registry token issue alice
+      ari registry serve
     """
 
 

@@ -19,7 +19,7 @@ _access: Final = logging.getLogger("ari_server.access")
 _request: Final[ContextVar[str]] = ContextVar("request", default="-")
 
 _LONGEST_PATH: Final = 200
-_TOKEN: Final = re.compile(r"(arif?_)[A-Za-z0-9_-]{4,}")
+_TOKEN: Final = re.compile(r"(arif?_)[A-Za-z0-9_-]{12,}")
 _LONG_SEGMENT: Final = re.compile(r"[^/]{25,}")
 _HEX: Final = re.compile(r"[0-9a-f]{,64}")
 _SHOWN: Final = 8

@@ -89,7 +89,7 @@ def _cut(*ends):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    with Registry(tmp_path_factory.mktemp("registry")) as server:
+    with Registry(tmp_path_factory.mktemp("registry"), workers=2) as server:
         yield server
 
 

@@ -11,6 +11,7 @@ from support.packages import Packages
 from ari_core import contract, errors
 from ari_core.contract import Backend, Capabilities
 from ari_core.errors import TABLE, BackendError
+from ari_core.layout import Blobs, StoredLayout
 from ari_core.plugins import SELECT_VARIABLE, STRICT_VARIABLE, Hooks
 from ari_core.settings import load_config
 
@@ -61,6 +62,17 @@ def test_every_method_for_authors_is_described():
     assert len(for_authors) > 8
     text = section("The contract in ten minutes")
     assert set(re.findall(r"`(_[a-z_]+)\(", text)) == for_authors
+
+
+@pytest.mark.parametrize("cls", [Blobs, StoredLayout])
+def test_every_method_of_the_stored_layout_is_described(cls):
+    table = section("Stores of blobs").split(f"\n| `{cls.__name__}` | owes |\n")[1].split("\n\n")[0]
+    calls = {line.split("|")[1] for line in table.splitlines()[1:]}
+    told = {name: signature for call in calls for name, signature in re.findall(r"`(\w+)\((.*?)\)`", call)}
+    assert told.keys() == cls.__abstractmethods__
+    for name, arguments in told.items():
+        owed = [arg for arg in inspect.signature(getattr(cls, name)).parameters if arg != "self"]
+        assert arguments.split(", ") == (owed or [""])
 
 
 def test_every_hook_and_variable_is_described():

@@ -1,4 +1,4 @@
-"""People use the existing client now: a stand-in written from its description, against our server."""
+"""People use the existing client now: a stand-in written from its description, against two of our workers."""
 
 import json
 import os
@@ -49,13 +49,13 @@ class ExistingClient:
 
 
 @pytest.fixture
-def client(registry):
-    client = ExistingClient(registry, registry.token("dora"))
+def client(pair):
+    client = ExistingClient(pair, pair.token("dora"))
     yield client
     client.http.close()
 
 
-def test_publish_promote_and_clone(client, registry):
+def test_publish_promote_and_clone(client, pair):
     sample = Sample.new()
     answer = client.publish(sample.data, sample.manifest, "public", {"title": "A study"})
     assert answer["id"] == sample.id
@@ -66,21 +66,21 @@ def test_publish_promote_and_clone(client, registry):
     for level in LEVELS:
         assert client.promote(sample.id, level) == {"id": sample.id, "visibility": level}
     assert client.clone(sample.id) == (sample.sha256, "public", sample.data)
-    nobody = ExistingClient(registry, None)
+    nobody = ExistingClient(pair, None)
     assert nobody.clone(sample.id) == (sample.sha256, "public", sample.data)
     nobody.http.close()
 
 
-def test_the_stored_manifest_is_the_bundle_s_and_not_what_the_client_wrote_anew(client, registry):
+def test_the_stored_manifest_is_the_bundle_s_and_not_what_the_client_wrote_anew(client, pair):
     sample = Sample.new()
     assert json.dumps(json.loads(sample.manifest)).encode() != sample.manifest
     client.publish(sample.data, sample.manifest)
     client.promote(sample.id, "public")
-    assert registry.get(f"{sample.path}/manifest.lock").content == sample.manifest
+    assert pair.get(f"{sample.path}/manifest.lock").content == sample.manifest
 
 
-def test_errors_have_the_sentence_that_it_prints(registry):
-    client = ExistingClient(registry, "ari_" + "A" * 43)
+def test_errors_have_the_sentence_that_it_prints(pair):
+    client = ExistingClient(pair, "ari_" + "A" * 43)
     sample = Sample.new()
     for call in (
         lambda: client.publish(sample.data, sample.manifest),

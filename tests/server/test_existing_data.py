@@ -28,7 +28,7 @@ def unpack(folder):
 @pytest.fixture(scope="module")
 def existing(tmp_path_factory):
     folder = tmp_path_factory.mktemp("existing")
-    with Registry(folder / "server", data=unpack(folder)) as server:
+    with Registry(folder / "server", data=unpack(folder), workers=2) as server:
         server.issued += [ALICE, BOB, REVOKED]
         yield server
 
@@ -118,7 +118,7 @@ def test_older_metadata_without_id_and_time_is_read(tmp_path):
         meta.write_text(json.dumps({key: fields[key] for key in ("visibility", "owner", "sha256", "length")}))
     left = data / "artifacts" / ("0" * 16)
     left.mkdir()
-    with Registry(tmp_path / "server", data=data) as server:
+    with Registry(tmp_path / "server", data=data, workers=2) as server:
         server.issued += [ALICE, BOB]
         for artifact, expected in ARTIFACTS.items():
             assert server.head(f"/artifact/{artifact}").headers["X-ARI-Visibility"] == expected["visibility"]
@@ -168,7 +168,7 @@ def test_the_existing_server_goes_on_with_what_ours_leaves(tmp_path):
     data = unpack(tmp_path)
     new = [Sample.new() for _ in range(3)]
     shared = next(a for a in ARTIFACTS if ARTIFACTS[a]["visibility"] == "staged")
-    with Registry(tmp_path / "server", data=data) as server:
+    with Registry(tmp_path / "server", data=data, workers=2) as server:
         server.issued += [ALICE, BOB]
         issued, limited = server.token("erin"), server.token("erin", scope="read")
         server.store(new[0], ALICE)

@@ -332,7 +332,7 @@ def test_what_is_the_clients_doing_is_said_as_it_is(server, how, status, kind, d
         ("absent", 500),
         ("absent-file", 500),
         ("bad-name", 500),
-        ("forbidden-file", 500),
+        ("forbidden-file", 503),
     ],
 )
 def test_the_servers_own_trouble_is_told_to_the_log_alone(server, how, status):

@@ -11,9 +11,9 @@ CASES = [(path, method) for path in MATRIX for method in METHODS]
 
 
 @pytest.fixture(scope="module")
-def world(registry):
-    """One artifact of each level, and every caller's token."""
-    return World(registry)
+def world(pair):
+    """One artifact of each level, and every caller's token, on two workers."""
+    return World(pair)
 
 
 class World:

@@ -40,7 +40,7 @@ def run(registry, folder, *options, parameters=()):
     command = [
         SCHEMATHESIS, "--config-file", config, "run", f"{registry.url}/openapi.json",
         "--checks", ",".join(CHECKS), "--phases", "examples,coverage,fuzzing", "--seed", "3",
-        "--max-examples", "15", "--generation-deterministic",
+        "--max-examples", "8", "--generation-deterministic",
         "--continue-on-failure", "--warnings", "off", "--no-color", "--output-truncate", "false", *options,
     ]  # fmt: skip
     env = {name: value for name, value in os.environ.items() if not name.startswith("SCHEMATHESIS")}

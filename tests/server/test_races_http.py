@@ -1,6 +1,8 @@
 """Many clients at once against two workers: what was acknowledged is there, whole, at its highest level."""
 
+import contextlib
 import hashlib
+import json
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -154,3 +156,42 @@ def test_what_one_owner_does_reaches_the_other_worker_at_once(pair, levels):
             once(pair, "POST", f"{sample.path}/promote", owner, params={"target": levels[1]})
         with pair.only(there):
             assert once(pair, "HEAD", sample.path).headers["X-ARI-Visibility"] == levels[1]
+
+
+def test_after_every_race_the_index_says_what_the_store_says(pair):
+    """Owners come, rise and go at once; then listings and levels are those on the disk."""
+    users = {f"racer-{number}": pair.token(f"racer-{number}") for number in range(4)}
+    chance = random.Random(5)
+    for _ in range(25):
+        sample = Sample.new()
+        for token in users.values():
+            if chance.random() < 0.7:
+                pair.store(sample, token)
+        calls = []
+        for token in users.values():
+            target = {"target": chance.choice(LEVELS[1:])}
+            calls += chance.sample(
+                [
+                    partial(upload, pair, sample, token),
+                    partial(once, pair, "DELETE", sample.path, token),
+                    partial(once, pair, "POST", f"{sample.path}/promote", token, params=target),
+                ],
+                2,
+            )
+        assert {answer.status_code for answer in together(*calls)} <= {200, 400, 403, 404, 410}
+        assert_index_and_store_agree(pair, sample, users)
+
+
+def assert_index_and_store_agree(pair, sample, users):
+    owners = {}
+    with contextlib.suppress(FileNotFoundError):
+        meta = json.loads((pair.data / "artifacts" / sample.id / "meta.json").read_text())
+        owners = {owner["user"]: owner["visibility"] for owner in meta["owners"]}
+    for user, token in users.items():
+        assert (sample.id in pair.ids(token, mine="1", q=sample.id)) == (user in owners)
+        if user in owners:
+            told = pair.get(f"{sample.path}/meta", token).json()
+            assert {owner["user"]: owner["visibility"] for owner in told["owners"]} == owners
+            assert told["visibility"] == max(owners.values(), key=LEVELS.index)
+    assert (sample.id in pair.ids(q=sample.id)) == ("public" in owners.values())
+    assert pair.head(sample.path).status_code in ({200} if owners else {404, 410})

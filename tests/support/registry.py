@@ -128,7 +128,9 @@ class Registry:
         self.once = self.client(limits=httpx2.Limits(max_keepalive_connections=0))
 
     def client(self, token=None, **options):
-        """Makes an HTTP client of this server."""
+        """Makes an HTTP client of this server. Kept connections would stay with one of several workers."""
+        if self.workers > 1:
+            options.setdefault("limits", httpx2.Limits(max_keepalive_connections=0))
         return httpx2.Client(
             base_url=self.url, headers=bearer(token), timeout=PATIENCE, trust_env=False, verify=_NO_TLS, **options
         )
@@ -364,7 +366,7 @@ class Wire:
     """A connection on which every byte can be wrong."""
 
     def __init__(self, port):
-        self.socket = socket.create_connection(("127.0.0.1", port), PATIENCE)
+        self.socket = socket.create_connection(("127.0.0.1", port), 20)
 
     def __enter__(self):
         return self

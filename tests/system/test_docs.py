@@ -163,8 +163,8 @@ def test_secrets_and_ids_are_those_printed_last(tmp_path):
     token, fetch, number = "ari_" + "a-" * 21 + "Z", "arif_" + "b" * 43, "0123456789abcdef"
     text = (
         f"```console\n$ echo {token[:-1]}A {token} {fetch}; echo {number[::-1]} {number}\n…\n"
-        f'$ echo ari_… "x arif_…" …; echo /src/ari-registry 127.0.0.1:8290\n'
-        f"{token} x {fetch} {number}\n/src/ari-registry 127.0.0.1:8290\n```\n"
+        f'$ echo ari_… "x arif_…" …\n{token} x {fetch} {number}\n'
+        "$ echo /src/ari-registry 127.0.0.1:8290\n/src/ari-registry 127.0.0.1:8290\n```\n"
     )
     assert carry_out(text, tmp_path) == []
 

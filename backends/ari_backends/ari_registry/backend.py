@@ -189,10 +189,8 @@ class AriRegistry(HttpReader):
             registry = None if self.context.anonymous else self._registry_at(url)
             token = registry.token() if registry else None
             if registry is None or token is None:
-                where = f"in {registry.where}" if registry else "for this address"
-                return Credentials(
-                    None, f"there is no token {where}: give --token-file FILE, or see `ari config check`"
-                )
+                where = f"{registry.where} has no token" if registry else "no token goes with this address"
+                return Credentials(None, f"{where}: give --token-file FILE, or see `ari config check`")
             if registry.untrusted:
                 self._announce(registry)
             return Credentials(token, f"check the token: it comes from {registry.token_from}; {_CHECK}")

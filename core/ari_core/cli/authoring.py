@@ -347,6 +347,8 @@ def share(
             f"the bundle is {done.visibility}: nobody else can read it, also not with this token, before "
             "`ari ear promote --target private-token`"
         )
+    elif done.visibility in {"unlisted", "public"}:
+        output.warn(f"the bundle is {done.visibility}: everybody who has its address can read it without a token")
     output.result(
         {
             "url": made.url,
