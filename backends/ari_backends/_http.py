@@ -43,6 +43,7 @@ from ari_core.errors import (
     Unsupported,
     escape,
 )
+from ari_core.streams import deadline
 
 MAX_REDIRECTS: Final = 3
 
@@ -60,9 +61,12 @@ _HEAD_UNWELCOME: Final = {400, 403, 405, 501}
 _REMEMBERED: Final = 64
 _READING: Final = {"GET", "HEAD"}
 _LONGEST_REASON: Final = 64 * 1024
+_SLOWEST: Final = 10e3
+"""Bytes a second of a short answer, beyond the deadline."""
 
 _REDIRECTS: Final = {301, 302, 303, 307, 308}
 _LONGEST_SHOWN: Final = 200
+_NOT_HTTPS: Final = "is not https"
 _HIGHEST_PORT: Final = 65535
 _PROXY_FORM: Final = "http://HOST:PORT or https://HOST:PORT"
 TOKEN: Final = re.compile(r"[\x21-\x7e]+")
@@ -246,7 +250,9 @@ class Fetcher:
             return Unavailable(f"{where}: nothing received for {waited:g} s")
         if isinstance(error, httpx2.ProxyError):
             return Unavailable(f"{where}: the proxy refuses: {escape(str(error))}")
-        return Unavailable(f"{where}: {escape(_ERRNO.sub('', str(error), count=1)) or type(error).__name__}")
+        what = escape(_ERRNO.sub("", str(error), count=1)) or type(error).__name__
+        again = "check the address, and whether the server runs; else run the same command again later"
+        return Unavailable(f"{where}: {what}", hint=again if isinstance(error, httpx2.ConnectError) else None)
 
 
 class _Peer:
@@ -328,10 +334,14 @@ class Answer:
 
         Raises:
             IntegrityError: It is longer than `most` bytes.
+            Unavailable: It comes drop by drop: each in time, but never the last.
         """
         parts, size = [], 0
+        until = time.monotonic() + deadline()
         for chunk in self.chunks:
             size += len(chunk)
+            if time.monotonic() > until + size / _SLOWEST:
+                raise Unavailable(f"{self.where}: the answer comes too slowly to wait for its end")
             if size > most:
                 raise IntegrityError(f"{self.where}: refused: the answer is longer than {most} bytes")
             parts.append(chunk)
@@ -346,7 +356,7 @@ class Answer:
         """Returns the server's own sentence (RFC 9457), as `` : it …``; empty if there is none."""
         detail = None
         if self.is_json:
-            with suppress(ValueError, IntegrityError, RecursionError, httpx2.TransportError):
+            with suppress(ValueError, IntegrityError, Unavailable, RecursionError, httpx2.TransportError):
                 answer = json.loads(self.body(_LONGEST_REASON))
                 detail = answer.get("detail") if isinstance(answer, dict) else None
         if not isinstance(detail, str) or not detail:
@@ -367,7 +377,9 @@ def refusal(answer: Answer) -> BackendError:
         case HTTPStatus.GONE:
             return NotFound(f"{where}: it was deleted", hint="look for another copy of the same bundle")
         case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
-            return AccessDenied(says + answer.reason(), hint=answer.credentials.hint)
+            # HEAD brings no sentence.
+            unsaid = ": the token is not accepted" if answer.credentials.token else ""
+            return AccessDenied(says + (answer.reason() or unsaid), hint=answer.credentials.hint)
         case HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
             return AccessDenied(says, hint="check the credentials for the proxy")
         case HTTPStatus.TOO_MANY_REQUESTS:
@@ -649,10 +661,10 @@ def parse_url(text: str) -> httpx2.URL:
     except (httpx2.InvalidURL, ValueError):  # the latter for what cannot be encoded
         raise InvalidConfiguration("this is not a valid URL") from None
     if reason := _unfit(url):
-        raise InvalidConfiguration(
-            f"{shown(url)}: the URL {reason}",
-            hint="a token goes into --token-file, never into the URL" if url.userinfo else None,
-        )
+        hint = "write https://…; http:// goes to this very machine only" if reason == _NOT_HTTPS else None
+        if url.userinfo:
+            hint = "a token goes into --token-file, never into the URL"
+        raise InvalidConfiguration(f"{shown(url)}: the URL {reason}", hint=hint)
     return url
 
 
@@ -710,7 +722,7 @@ def _unfit(url: httpx2.URL) -> str | None:
     if url.userinfo:
         return "holds a user name or password"
     if url.scheme != "https" and not (url.scheme == "http" and is_loopback(url.host)):
-        return "is not https"
+        return _NOT_HTTPS
     return _nowhere(url)
 
 
@@ -744,7 +756,7 @@ def _next_hop(start: httpx2.URL, url: httpx2.URL, location: str) -> httpx2.URL:
         raise IntegrityError(f"{shown(start)}: refused: the server redirects to an invalid URL") from None
     reason = _unfit(target)
     if not reason and target.scheme == "http" and url.scheme != "http":
-        reason = "is not https"
+        reason = _NOT_HTTPS
     if reason:
         raise IntegrityError(f"{shown(start)}: refused: the server redirects to a URL that {reason}")
     return target

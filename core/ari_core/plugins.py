@@ -187,7 +187,7 @@ class LoadedPlugins:
         Raises:
             PluginLoadError: It is not installed (the hint is the command that installs it) or cannot be imported.
         """
-        return _import(f"the commands `ari {spec.name}`", spec.app, spec.extra)
+        return _import(f"the command `ari {spec.name}`", spec.app, spec.extra)
 
     def schemes(self, spec: BackendSpec) -> tuple[str, ...]:
         """Returns which of the usual schemes, and the backend's own name as a scheme, a backend claims."""

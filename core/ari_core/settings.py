@@ -141,7 +141,8 @@ def open_backend(
         context: The run.
         plugins: Default: what is installed.
         recorded: Options that stand in a record. It may have come with a download, and the user's credentials are
-            used here, so nothing in it decides where they go: `Backend.trust_settings` do not count.
+            used here, so nothing in it decides where they go: `Backend.trust_settings` do not count. Nor do
+            secrets, which no record of ours holds.
         environment: Instead of the process's own.
 
     Raises:
@@ -152,8 +153,9 @@ def open_backend(
     plugins = plugins or load_plugins()
     spec, profile = find_backend(name_or_profile, plugins, environment)
     if recorded:
-        forged = plugins.load_class(spec).trust_settings
-        options = {**{k: v for k, v in recorded.items() if k not in forged}, **(options or {})}
+        cls = plugins.load_class(spec)
+        kept = {k: v for k, v in recorded.items() if not (k in cls.trust_settings or is_secret(cls.Settings, k))}
+        options = {**kept, **(options or {})}
     return _open(spec, profile, options, context, plugins, environment)
 
 

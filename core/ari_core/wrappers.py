@@ -274,9 +274,11 @@ class RetryBackend(Wrapper):
             yield _ResumingStream(self.inner, locator, offset, _Patience(self._policy), stack)
 
     def optional(self, protocol: type[_P]) -> _P | None:
-        """Returns what the inner backend has of it, tried again like everything else."""
+        """Returns what the inner backend has of it, tried again like everything else that may be repeated."""
         found = self.inner.optional(protocol)
-        return None if found is None else cast("_P", _Retried(found, self._again))
+        if found is None or protocol is SupportsShare:  # a secret whose answer got lost would be valid, unknown
+            return found
+        return cast("_P", _Retried(found, self._again))
 
 
 class _Retried:

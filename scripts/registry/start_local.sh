@@ -43,7 +43,7 @@ port=${ARI_REGISTRY_PORT:-8290}
 wait=${WAIT:-60}
 [ -n "${ARI_REGISTRY_DATA-}" ] ||
     usage_error "ARI_REGISTRY_DATA names no folder; for one here: export ARI_REGISTRY_DATA=\"\$PWD/.ari_registry\""
-case "$port" in *[!0-9]* | ??????*) usage_error "ARI_REGISTRY_PORT='$port' is no port" ;; esac
+case "$port" in 0* | *[!0-9]* | ??????*) usage_error "ARI_REGISTRY_PORT='$port' is no port" ;; esac
 case "$wait" in *[!0-9]*) usage_error "WAIT='$wait' is no number of seconds" ;; esac
 case "$ARI_REGISTRY_DATA" in /*) data=$ARI_REGISTRY_DATA ;; *) data=$PWD/$ARI_REGISTRY_DATA ;; esac
 export ARI_REGISTRY_DATA=$data
@@ -74,6 +74,8 @@ started() {
 running() {
     local when now
     read -r pid when running_url 2>/dev/null <"$pid_file" || return 1
+    # Of a damaged file: to signal process group 0 is to signal whoever called this.
+    case "$pid" in '' | 0* | *[!0-9]*) return 1 ;; esac
     if now=$(started "$pid"); then
         [ "$now" = "$when" ]
     else
@@ -123,6 +125,7 @@ wait_until_ready() {
 start() {
     [ -x "$ari" ] || fail "there is no $ari yet: run $root/setup.sh --with-registry first"
     mkdir -p -- "$data" || fail "cannot make $data"
+    [ -w "$data" ] || fail "$data cannot be written: choose another ARI_REGISTRY_DATA, or check who owns it"
     lock
     local state='already running'
     if running && orphans; then

@@ -114,6 +114,7 @@ def create(config: ServerConfig | None = None, *, least: int = ID_DIGITS) -> Fas
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.registry = registry = Registry(config, least=least)
         try:
+            await registry.in_thread(registry.mend)
             yield
         finally:  # uvicorn ends the process right after this, whatever its threads are doing
             await registry.in_thread(registry.wait_for_uploads)
@@ -336,8 +337,8 @@ async def _delete_artifact(call: Call) -> Response:
 async def _promote_artifact(call: Call) -> Response:
     body = await upload.read_json(call.request, call.registry.config.body_timeout)
     asked = {*call.request.query_params.getlist("target")}
-    if body.get("target") is not None:
-        asked.add(body["target"] if isinstance(body["target"], str) else "")
+    if body:  # a misspelt key must not mean public
+        asked.add(body["target"] if isinstance(body.get("target"), str) else "")
     if len(asked) > 1:
         raise Problem(400, "the query and the body name different targets")
     target = asked.pop() if asked else Visibility.PUBLIC

@@ -228,39 +228,56 @@ def _issued(issued: IssuedToken) -> list[str]:
 
 @token.command()
 @click.argument("token_id", metavar="ID")
+@click.option("--shares", is_flag=True, help="Revoke all fetch tokens of the same user, too.")
 @_settings("data")
 @options.json
-def revoke(*, token_id: str, **given: Any) -> None:
+def revoke(*, token_id: str, shares: bool, **given: Any) -> None:
     """Revoke a token by its id; the next request with it is refused.
+
+    Fetch tokens that its user made (`ari ear share`) go on working, unless --shares is given: do that when a token
+    was stolen.
 
     \b
     Examples:
       ari registry token revoke 0123456789abcdef
+      ari registry token revoke 0123456789abcdef --shares
     """
     from contextlib import closing
 
     if not _TOKEN_ID.fullmatch(token_id):  # not echoed: it may be the token itself
         raise UsageError("that is no id of a token", hint="`ari registry token list` shows the ids")
     with closing(_existing_tokens(given)) as tokens:
-        if not tokens.revoke(token_id):
+        user = next((info.user for info in tokens.list(shares=True) if info.id == token_id), None)
+        if user is None or not tokens.revoke(token_id):
             raise NotFound(f"no token has the id {token_id}", hint="`ari registry token list` shows the ids")
-    output.result({"revoked": token_id}, f"Revoked {token_id}.")
+        made = [i.id for i in tokens.list(shares=True) if (i.scope, i.user, i.revoked) == ("fetch", user, None)]
+        if shares:
+            for fetch in made:
+                tokens.revoke(fetch)
+    if made and not shares:
+        output.warn(f"{len(made)} fetch tokens that {user} made still work; --shares revokes them, too")
+    output.result(
+        {"revoked": token_id, "shares_revoked": made if shares else []},
+        f"Revoked {token_id}{f', and {len(made)} fetch tokens of {user}' if shares else ''}.",
+    )
 
 
 @token.command("list")
+@click.option("--shares", is_flag=True, help="List the fetch tokens that users made, too.")
 @_settings("data")
 @options.json
-def list_(**given: Any) -> None:
+def list_(*, shares: bool, **given: Any) -> None:
     """List the tokens of users: ids and facts, never the tokens themselves.
 
     \b
     Examples:
       ari registry token list
+      ari registry token list --shares
     """
     from contextlib import closing
 
     with closing(_existing_tokens(given)) as tokens:
-        found = tokens.list()
+        found = tokens.list(shares=shares)
     output.result(
         {"tokens": [_fields(info) for info in found]},
         *([f"{'ID':<16}  {'SCOPE':<7}  {'CREATED':<20}  {'LAST USED':<20}  {'STATE':<28}  USER"] if found else []),

@@ -23,8 +23,10 @@ DATA_VARIABLE: Final = PREFIX + "DATA"
 DEFAULT_BACKEND: Final = "filesystem-registry"
 DEPRECATED_DATA: Final = ".ari/registry-data"
 
-# Read by others: the client, the command line and the scripts, and a database that serves several machines.
-_NOT_OURS: Final = frozenset(PREFIX + name for name in ("URL", "TOKEN", "NAME", "HOST", "PORT", "WORKERS"))
+# Read by others: the client, the command line and docker-compose.yml.
+_NOT_OURS: Final = frozenset(
+    PREFIX + name for name in ("URL", "TOKEN", "NAME", "HOST", "PORT", "WORKERS", "PUBLISH")
+)
 
 
 class ServerConfig(BaseModel):

@@ -165,7 +165,11 @@ class Database:
         connection = sqlite3.connect(
             where, uri=True, timeout=READ_SECONDS, isolation_level=None, check_same_thread=False
         )
-        connection.execute("PRAGMA synchronous=FULL")
+        try:
+            connection.execute("PRAGMA synchronous=FULL")
+        except BaseException:  # a damaged file
+            connection.close()
+            raise
         return connection
 
     def _prepare(self, tables: MetaData) -> None:

@@ -20,6 +20,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
+from weakref import WeakValueDictionary
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -95,14 +96,14 @@ async def manifest(request: Request, row: Row, registry: Registry) -> Response:
     Raises:
         AriError: The store has no such artifact, or fails.
     """
-    sha256, data = row.manifest_sha256, None
+    sha256, found = row.manifest_sha256, None
     if sha256 is None or not _has_it(request, f'"{sha256}"'):
-        data = await _manifests.get(row, registry)
-        sha256 = sha256 or hashlib.sha256(data).hexdigest()
+        found = await _manifests.get(row, registry)
+        sha256 = sha256 or hashlib.sha256(found.data).hexdigest()
     headers = {"ETag": f'"{sha256}"', "Cache-Control": _caching(row)}
-    if data is None or _has_it(request, f'"{sha256}"'):
+    if found is None or _has_it(request, f'"{sha256}"'):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
-    return Response(data, headers=headers, media_type="application/json")
+    return _Whole(found, headers)
 
 
 # -- headers -----------------------------------------------------------------------------------------------------
@@ -304,27 +305,62 @@ async def _forgetting(row: Row, registry: Registry) -> AsyncIterator[None]:
 # -- manifests ---------------------------------------------------------------------------------------------------
 
 
+class _Manifest:
+    """A manifest's bytes, in one place for all who read them now: of 64 MiB, no two copies fit."""
+
+    __slots__ = ("__weakref__", "data")
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+
+class _Whole(Response):
+    """A manifest on its way, in pieces: what a slow reader does not take is then not copied for them either."""
+
+    media_type = "application/json"
+
+    def __init__(self, manifest: _Manifest, headers: dict[str, str]) -> None:
+        super().__init__(headers={**headers, "Content-Length": str(len(manifest.data))})
+        self._manifest = manifest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Serves one request."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        data = self._manifest.data
+        for start in range(0, len(data), CHUNK):  # there is at least a brace
+            end = start + CHUNK
+            await send({"type": "http.response.body", "body": data[start:end], "more_body": end < len(data)})
+
+
 class _Manifests:
     """Manifests sent last. An archive's manifest never changes, so none is ever out of date."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[str, bytes] = OrderedDict()  # by archive digest, oldest first
+        self._kept: OrderedDict[str, _Manifest] = OrderedDict()  # by archive digest, oldest first
         self._size = 0
+        self._in_use: WeakValueDictionary[str, _Manifest] = WeakValueDictionary()
+        self._reading: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def get(self, row: Row, registry: Registry) -> bytes:
+    async def get(self, row: Row, registry: Registry) -> _Manifest:
         key = row.archive_sha256
-        data = self._kept.get(key)
-        if data is None:
-            async with _forgetting(row, registry):
-                data = await registry.in_thread(_read_manifest, row, registry)
-            if len(data) > _CACHED_MANIFESTS or key in self._kept:
-                return data
-            self._kept[key] = data
-            self._size += len(data)
+        found = self._kept.get(key)
+        if found is None:
+            lock = self._reading.setdefault(key, asyncio.Lock())
+            async with lock:
+                found = self._in_use.get(key)
+                if found is None:
+                    async with _forgetting(row, registry):
+                        found = _Manifest(await registry.in_thread(_read_manifest, row, registry))
+                    self._in_use[key] = found
+            if len(found.data) > _CACHED_MANIFESTS:
+                return found
+            if key not in self._kept:
+                self._kept[key] = found
+                self._size += len(found.data)
         self._kept.move_to_end(key)
         while self._size > _CACHED_MANIFESTS:
-            self._size -= len(self._kept.popitem(last=False)[1])
-        return data
+            self._size -= len(self._kept.popitem(last=False)[1].data)
+        return found
 
 
 _manifests: Final = _Manifests()

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
+import os
 import re
 import secrets
 import time
@@ -40,10 +42,18 @@ from sqlalchemy.dialects.sqlite import insert
 
 from ari_core.contract import Artifact, Backend, Locator, Owner, SupportsManifest, Visibility
 from ari_core.digests import is_sha256
-from ari_core.errors import AlreadyExists, IntegrityError, NotFound, Unsupported, UsageError, VerificationError
+from ari_core.errors import (
+    AlreadyExists,
+    IntegrityError,
+    NotFound,
+    QuotaExceeded,
+    Unsupported,
+    UsageError,
+    VerificationError,
+)
 from ari_core.layout import ID_DIGITS, MOST_DIGITS
 from ari_core.limits import Limits
-from ari_core.manifest import Manifest, parse_manifest
+from ari_core.manifest import MAX_SIZE, Manifest, parse_manifest
 from ari_core.names import quoted
 from ari_core.streams import Progress
 from ari_core.verification import read_manifest
@@ -51,10 +61,12 @@ from ari_core.workflows.refs import BackendSource
 from ari_server.config import ServerConfig
 from ari_server.database import Database
 
+_log: Final = logging.getLogger(__name__)
 INDEX_FILE: Final = "registry.db"
 MOST_ROWS: Final = 1000
 """Of one `Index.page`."""
 
+_LONGEST_TEXT: Final = 1000
 _SEARCH_CHARACTERS: Final = 64 * 1024
 _MOST_WORDS: Final = 16
 _LONGEST_QUERY: Final = 200
@@ -199,6 +211,19 @@ class Intent:
     archive_sha256: str
     locator: Locator
     begun: datetime
+    who: str = ""
+
+    @property
+    def is_left(self) -> bool:
+        """Whether the process that began it runs no more, as far as this machine can tell."""
+        number = self.who.partition("-")[0]
+        try:
+            os.kill(int(number), 0)
+        except (ProcessLookupError, OverflowError):
+            return True
+        except (ValueError, OSError):  # somebody else's process
+            return False
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +255,7 @@ class Index:
         self._find_tombstone = self._database.compile(_FIND_TOMBSTONE)
         self._digits = re.compile(rf"[0-9a-f]{{{least},{MOST_DIGITS}}}")
         self._id_digits = config.id_digits
-        self._who = secrets.token_hex(8)
+        self._who = f"{os.getpid()}-{secrets.token_hex(8)}"
 
     # -- every request -------------------------------------------------------------------------------------------
 
@@ -294,8 +319,7 @@ class Index:
 
     def used_bytes(self, user: str) -> int:
         """Returns the size of all archives that `user` owns."""
-        mine = _owners.c.archive_sha256 == _artifacts.c.archive_sha256
-        return self._number(select(func.sum(_artifacts.c.size)).join(_owners, mine).where(_owners.c.user == user))
+        return self._number(_used(user))
 
     def count(self) -> int:
         """Returns how many artifacts there are."""
@@ -311,15 +335,17 @@ class Index:
 
     # -- what changes --------------------------------------------------------------------------------------------
 
-    def put(self, row: Row, search: str = "") -> None:
+    def put(self, row: Row, search: str = "", *, quota: tuple[str, int] | None = None) -> None:
         """Inserts or replaces a row with its owners; ends this process's intent, and its tombstone.
 
         Args:
             row: All of it.
             search: File names to be found by; "" keeps those that are there, which the content decides.
+            quota: A user and how many bytes they may own, this included.
 
         Raises:
             AlreadyExists: Another archive has the id.
+            QuotaExceeded: The user would own more.
             AriError: It could not be written.
         """
         with self._database.write() as connection:
@@ -329,6 +355,8 @@ class Index:
             if connection.execute(taken).first():
                 raise AlreadyExists(f"another archive has the id {row.id} already; nothing was overwritten")
             _upsert(connection, [(row, search)], _fact(connection, _GENERATION))
+            if quota is not None and (used := connection.execute(_used(quota[0])).scalar() or 0) > quota[1]:
+                raise QuotaExceeded(f"your quota is {quota[1]} bytes; with this you would own {used}")
             self._end(connection, row.archive_sha256)
 
     def remove(self, archive_sha256: str, *, tombstone: bool) -> None:
@@ -366,10 +394,10 @@ class Index:
 
     def intents(self) -> list[Intent]:
         """Returns changes of the store that were begun and not ended, by this or any other process."""
-        statement = select(_intents.c.archive_sha256, _intents.c.locator, _intents.c.begun)
+        statement = select(_intents.c.archive_sha256, _intents.c.locator, _intents.c.begun, _intents.c.who)
         with self._database.read() as connection:
             found = connection.execute(statement.order_by(_intents.c.begun, _intents.c.archive_sha256)).all()
-        return [Intent(archive, Locator(locator), _moment(begun)) for archive, locator, begun in found]
+        return [Intent(archive, Locator(locator), _moment(begun), who) for archive, locator, begun, who in found]
 
     # -- agreeing with the store ---------------------------------------------------------------------------------
 
@@ -410,18 +438,28 @@ class Index:
             _set_fact(connection, _COMPLETE, 1)
         return ReindexReport(self.count(), removed, tuple(survey.warnings))
 
-    def repair(self, backend: Backend) -> int:
+    def repair(self, backend: Backend, *, among_others: bool = False) -> int:
         """Makes the index agree with the store where a crash cut a change off; returns how often.
+
+        Args:
+            backend: The store.
+            among_others: Other processes may be changing things now: leaves alone what one of them has begun.
 
         Raises:
             AriError: The store or the database fails.
         """
-        cut_off = {intent.archive_sha256: intent for intent in self.intents()}
+        intents = [intent for intent in self.intents() if intent.is_left or not among_others]
+        cut_off = {intent.archive_sha256: intent for intent in intents}
+        mended = 0
         survey = _Survey(backend, self._id_digits)
         for archive_sha256, intent in cut_off.items():
             found_now = self.find(archive_sha256)
             known = {archive_sha256: found_now} if isinstance(found_now, Row) else {}
-            artifact = survey.look(archive_sha256, [intent.locator, *(row.locator for row in known.values())])
+            try:
+                artifact = survey.look(archive_sha256, [intent.locator, *(row.locator for row in known.values())])
+            except IntegrityError as error:  # no reason not to serve all others; tried again next time
+                _log.warning("not repaired: %s", error.message)
+                continue
             for found, search in survey.describe([artifact] if artifact else [], known):
                 with suppress(AlreadyExists):  # its id is another's: `reindex` reports it
                     self.put(found, search)
@@ -429,8 +467,12 @@ class Index:
                 if artifact is None:
                     cited = any(row.visibility in _CITED for row in known.values())
                     self._remove(connection, archive_sha256, tombstone=cited)
-                connection.execute(delete(_intents).where(_intents.c.archive_sha256 == archive_sha256))
-        return len(cut_off)
+                ended = {other.who for other in intents if other.archive_sha256 == archive_sha256}
+                connection.execute(
+                    delete(_intents).where(_intents.c.archive_sha256 == archive_sha256, _intents.c.who.in_(ended))
+                )
+            mended += 1
+        return mended
 
     def close(self) -> None:
         """Lets go of the database; may be called twice."""
@@ -502,6 +544,8 @@ class _Survey:
                 continue  # deleted meanwhile
             if described is None:
                 self.warn(f"left out: the store does not say what {quoted(artifact.locator)} holds")
+            elif not _can_hold(described[0]):
+                self.warn(f"left out: {quoted(artifact.locator)} has sizes or names that cannot be")
             elif described[0].archive_sha256 in found:
                 self.warn(f"left out: {quoted(artifact.locator)} holds the same archive as another place")
             else:
@@ -563,8 +607,8 @@ class _Survey:
             bundle_sha256=manifest.bundle_sha256,
             file_count=len(manifest.files),
             total_bytes=manifest.total_size,
-            license=_text_or_none(manifest.publish.get("license")) or _text_or_none(told.get("license")),
-            title=before.title if before else _text_or_none(told.get("title")),
+            license=shown_text(manifest.publish.get("license")) or shown_text(told.get("license")),
+            title=before.title if before else shown_text(told.get("title")),
             manifest_sha256=hashlib.sha256(manifest.raw).hexdigest(),
         )
         return described, "\n".join(entry.path for entry in manifest.files)
@@ -590,6 +634,15 @@ class _Survey:
             with suppress(Unsupported):
                 return self._manifests.manifest(artifact.locator)
         return read_manifest(BackendSource(self._backend, artifact.locator, artifact.size), self._limits)
+
+
+def _can_hold(row: Row) -> bool:
+    """Says whether a database takes it: a stranger may have written what is in the store."""
+    try:
+        "".join(owner.user for owner in row.owners).encode()
+    except UnicodeEncodeError:
+        return False
+    return max(row.size, row.total_bytes or 0) <= MAX_SIZE
 
 
 def _one(rows: Sequence[Any], digits: str) -> Sequence[Any]:
@@ -724,6 +777,11 @@ def _split(query: str) -> list[str]:
     return words
 
 
+def _used(user: str) -> Select[Any]:
+    mine = _owners.c.archive_sha256 == _artifacts.c.archive_sha256
+    return select(func.sum(_artifacts.c.size)).join(_owners, mine).where(_owners.c.user == user)
+
+
 def _fact(connection: Connection, name: str) -> int:
     return connection.execute(select(_facts.c.value).where(_facts.c.name == name)).scalar() or 0
 
@@ -749,8 +807,11 @@ def _read_cursor(cursor: str) -> tuple[int, str]:
     return int(found[1]), found[2]
 
 
-def _text_or_none(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
+def shown_text(value: object) -> str | None:
+    """Returns a title or license as it is shown: every request reads it, so it cannot be as long as one likes."""
+    if not isinstance(value, str):
+        return None
+    return value[:_LONGEST_TEXT].encode(errors="ignore").decode() or None
 
 
 def _seconds(moment: datetime) -> int:

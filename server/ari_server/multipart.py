@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import SpooledTemporaryFile
 from typing import Final
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from ari_core.errors import escape
+from ari_core.errors import escape, from_os_error
 from ari_core.streams import CHUNK, Interruptible, ReadStream
 from ari_server.problems import Problem
 
@@ -46,22 +49,21 @@ def boundary_of(content_type: str) -> bytes:
 class Form:
     """The parts of a body; itself a stream of the part ``bundle``.
 
-    Read it to its end, then call `finish`: fields may stand before the bundle and behind it.
-
-    Attributes:
-        fields: What was read of the other fields, by name; of unknown ones nothing is kept.
+    Read it to its end, then call `finish`: fields may stand before the bundle and behind it. Nothing is kept of
+    those that are not known.
     """
 
-    def __init__(self, body: ReadStream, boundary: bytes, most: Mapping[str, int]) -> None:
+    def __init__(self, body: ReadStream, boundary: bytes, most: Mapping[str, int], folder: Path) -> None:
         """Reads nothing yet.
 
         Args:
             body: The request's body.
             boundary: As the Content-Type says.
             most: The fields to keep and how long each may be, bytes.
+            folder: Where long ones are kept meanwhile.
         """
-        self.fields: dict[str, bytes] = {}
-        self._body, self._most = body, most
+        self._body, self._most, self._folder = body, most, folder
+        self._fields: dict[str, SpooledTemporaryFile[bytes]] = {}
         try:
             self._parser = MultipartParser(
                 boundary,
@@ -83,7 +85,7 @@ class Form:
         self._header: tuple[bytearray, bytearray] = (bytearray(), bytearray())
         self._names: set[str] = set()
         self._name = ""
-        self._field = bytearray()
+        self._count = 0  # bytes of the field being read
         self._ready: deque[bytes] = deque()
         self._parts = 0
         self._around = 0
@@ -113,8 +115,8 @@ class Form:
         if isinstance(self._body, Interruptible):
             self._body.interrupt()
 
-    def finish(self) -> Mapping[str, bytes]:
-        """Reads what is behind the bundle and returns all fields.
+    def finish(self) -> None:
+        """Reads what is behind the bundle.
 
         Raises:
             Problem: The form is malformed or cut off (400).
@@ -125,7 +127,25 @@ class Form:
             self._pull()
         while data := self._body.read(CHUNK):
             self._count_around(len(data))
-        return self.fields
+
+    def field(self, name: str) -> bytes | None:
+        """Returns all of a field; None when there was none.
+
+        Raises:
+            AriError: The disk fails.
+        """
+        if (file := self._fields.get(name)) is None:
+            return None
+        with _disk_errors():
+            file.seek(0)
+            return file.read()
+
+    def close(self) -> None:
+        """Lets go of what was read; it would stay until Python happens to look for cycles."""
+        for file in self._fields.values():
+            file.close()
+        self._fields.clear()
+        self._ready.clear()
 
     def _pull(self) -> None:
         data = self._body.read(CHUNK)
@@ -178,26 +198,37 @@ class Form:
         if self._name in self._names:
             raise _bad(f"it has the part '{escape(self._name[:_SHOWN])}' twice")
         self._names.add(self._name)
-        self._field = bytearray()
+        self._count = 0
+        if self._name in self._most:
+            file = SpooledTemporaryFile(SMALL_FIELD, dir=str(self._folder))  # noqa: SIM115 - see `close`
+            self._fields[self._name] = file
 
     def _data(self, data: bytes, start: int, end: int) -> None:
         if self._name == BUNDLE:
             self._ready.append(data[start:end])
             return
         most = self._most.get(self._name, SMALL_FIELD)
-        if len(self._field) + end - start > most:
+        self._count += end - start
+        if self._count > most:
             raise Problem(413, f"the part '{escape(self._name[:_SHOWN])}' is larger than {most} bytes")
-        self._field.extend(memoryview(data)[start:end])
+        if field := self._fields.get(self._name):
+            with _disk_errors():
+                field.write(memoryview(data)[start:end])
 
     def _end(self) -> None:
         if self._name == BUNDLE:
             self._bundle_ended = True
-        elif self._name in self._most:
-            self.fields[self._name] = bytes(self._field)
-        self._field = bytearray()
 
     def _last(self) -> None:
         self._ended = True
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise from_os_error(error, "receiving an upload") from error
 
 
 def _bad(what: str) -> Problem:

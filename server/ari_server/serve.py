@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, closing, contextmanager, nullcont
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from ari_core.contract import Backend, Capabilities, SupportsOwners
-from ari_core.errors import AriError, ConfigurationError, Unavailable, escape, from_os_error
+from ari_core.errors import AriError, ConfigurationError, ReadOnly, Unavailable, escape, from_os_error
 from ari_core.streams import Progress
 from ari_server.config import ServerConfig, create_config_environment
 from ari_server.index import Index
@@ -57,6 +57,7 @@ def serve(
 
     Raises:
         ConfigurationError: The store lacks what a registry needs, or the address cannot be used.
+        ReadOnly: The store takes no writes.
         AriError: The data directory, the store or a worker fails.
     """
     with _stoppable(), _metrics_folder(workers):
@@ -126,6 +127,11 @@ def _check_store(store: Backend) -> None:
         "owners": store.optional(SupportsOwners) is not None,
     }
     if missing := [name for name, there in needed.items() if not there]:
+        if store.capabilities.put and not found.put:
+            raise ReadOnly(
+                f"the backend '{store.name}' takes no writes here, and a registry has to write",
+                hint="check who owns its folder (by default the data directory), its mode, and how it is mounted",
+            )
         raise ConfigurationError(
             f"the backend '{store.name}' cannot serve a registry: it lacks {', '.join(missing)}",
             hint="`ari backends show NAME` tells what a backend can do",
@@ -169,7 +175,7 @@ def _run(listener: socket.socket, workers: int) -> None:
         "ari_server.serve:worker",
         factory=True,
         workers=workers,
-        http="httptools",
+        http="ari_server.wire:BoundedHead",
         loop="uvloop",
         lifespan="on",
         ws="none",

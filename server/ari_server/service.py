@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -22,7 +22,6 @@ import anyio.to_thread
 from ari_core.contract import (
     Artifact,
     Backend,
-    Locator,
     NewArtifact,
     OpenContext,
     Owner,
@@ -31,7 +30,14 @@ from ari_core.contract import (
     SupportsWorkdir,
     Visibility,
 )
-from ari_core.errors import AlreadyExists, AriError, InvalidConfiguration, NotFound, Unavailable
+from ari_core.errors import (
+    AlreadyExists,
+    AriError,
+    InvalidConfiguration,
+    NotFound,
+    QuotaExceeded,
+    Unavailable,
+)
 from ari_core.fs import Staging
 from ari_core.layout import ID_DIGITS
 from ari_core.limits import Limits
@@ -40,7 +46,7 @@ from ari_core.settings import open_backend
 from ari_core.wrappers import patient
 from ari_server.access import owner_of
 from ari_server.config import DEFAULT_BACKEND, ServerConfig
-from ari_server.index import Index, Row, Tombstone
+from ari_server.index import Index, Row, Tombstone, shown_text
 from ari_server.problems import Problem
 from ari_server.tokens import Caller, IssuedToken, Tokens
 
@@ -109,7 +115,6 @@ class Registry:
         tokens: Who may do what.
         index: What is in the store.
         limits: Of bundles.
-        receiving: Lets so many uploads at a time be received.
     """
 
     def __init__(self, config: ServerConfig, *, least: int = ID_DIGITS) -> None:
@@ -136,7 +141,8 @@ class Registry:
         self._id_digits = config.id_digits if least >= ID_DIGITS else least
         self._threads = anyio.CapacityLimiter(_THREADS)
         self._listings = anyio.CapacityLimiter(_LISTINGS)
-        self.receiving = anyio.CapacityLimiter(config.uploads)
+        self._receiving = anyio.CapacityLimiter(config.uploads)
+        self._shares: dict[str, anyio.CapacityLimiter] = {}
         self._uploads = 0
         self._upload_ended = threading.Condition()
 
@@ -145,6 +151,11 @@ class Registry:
         for part in (self.tokens, self.index, self.store):
             with suppress(AriError):
                 part.close()
+
+    def mend(self) -> None:
+        """Repairs what a worker that was killed has left half-done, while others go on."""
+        if mended := self.index.repair(self.store, among_others=True):
+            _log.warning("mended %d changes that a killed process had left", mended)
 
     async def in_thread(self, call: Callable[[*_A], _T], *arguments: *_A) -> _T:
         """Calls what blocks in one of a bounded number of threads."""
@@ -166,6 +177,17 @@ class Registry:
         """Waits for threads that were told to give up; not for ever."""
         with self._upload_ended:
             self._upload_ended.wait_for(lambda: not self._uploads, _END_SECONDS)
+
+    @asynccontextmanager
+    async def receiving(self, user: str) -> AsyncIterator[None]:
+        """Lets so many uploads at a time be received, and of each user no more than half as many."""
+        share = self._shares.setdefault(user, anyio.CapacityLimiter(max(1, self.config.uploads // 2)))
+        try:
+            async with share, self._receiving:
+                yield
+        finally:
+            if not (share.borrowed_tokens or share.statistics().tasks_waiting):
+                self._shares.pop(user, None)
 
     async def listing(self, call: Callable[[], _T]) -> _T:
         """Calls what makes a list, a few at a time."""
@@ -236,19 +258,23 @@ class Registry:
         """
         sha256 = source.archive_sha256
         known = self.index.find(sha256)
-        if not (isinstance(known, Row) and user in {owner.user for owner in known.owners}):
+        claims = not (isinstance(known, Row) and user in {owner.user for owner in known.owners})
+        if claims:
             self.check_quota(user, source.size)
         issued = known.id if known else self._free_id(sha256)
         self.index.intend(sha256, known.locator if isinstance(known, Row) else "")
         artifact, duplicate = self._put(source, user, offer)
-        row = _described(issued, artifact.locator, source, manifest, offer)
-        if isinstance(known, Row):
-            row = replace(row, title=known.title or row.title)
+        row = _described(issued, artifact, source, manifest)
         try:
-            after = self._agree(row, "\n".join(entry.path for entry in manifest.files))
+            names = "\n".join(entry.path for entry in manifest.files)
+            after = self._agree(row, names, user=user if claims else None)
         except AlreadyExists:  # two archives raced for one id
             self._owners.disclaim(artifact.locator, user)
             self.index.remove(sha256, tombstone=False)
+            raise
+        except QuotaExceeded:  # several of one user's raced for what was left of the quota
+            self._owners.disclaim(artifact.locator, user)
+            self._agree(row, tombstone=False)
             raise
         # The same user may have deleted it meanwhile: then that came after this.
         now = after or row
@@ -333,14 +359,24 @@ class Registry:
         """Takes out of the index, without a tombstone, what the store has lost."""
         self._agree(row, tombstone=False)
 
-    def _agree(self, row: Row, search: str = "", *, tombstone: bool = True) -> Row | None:
+    def _agree(self, row: Row, search: str = "", *, tombstone: bool = True, user: str | None = None) -> Row | None:
         """Makes the index say what the store says, also against others who do the same at the same time.
 
         Whoever writes looks at the store once more. So the last one to write has seen all that came before.
 
+        Args:
+            row: The artifact, as it was before.
+            search: See `Index.put`.
+            tombstone: Leave one, if it is gone and may be cited.
+            user: Who is about to own it, if their quota allows.
+
         Returns:
             The artifact now, or None when it is gone.
+
+        Raises:
+            QuotaExceeded: It does not; the index is as it was.
         """
+        quota = (user, int(self.config.quota)) if user and self.config.quota else None
         written: Row | Literal["nothing"] | None = "nothing"
         for _ in range(_TRIES):
             now = self._from_store(row)
@@ -350,7 +386,7 @@ class Registry:
                 cited = row.visibility.rank >= Visibility.UNLISTED.rank
                 self.index.remove(row.archive_sha256, tombstone=tombstone and cited)
             else:
-                self.index.put(now, search)
+                self.index.put(now, search, quota=quota)
             written = now
         raise Unavailable(f"the artifact {row.id} is being changed all the time")
 
@@ -367,11 +403,8 @@ class Registry:
         )
 
 
-def _described(issued: str, locator: Locator, source: Source, manifest: Manifest, offer: Offer) -> Row:
-    def text(value: object) -> str | None:
-        return value if isinstance(value, str) and value else None
-
-    metadata = offer.metadata or {}
+def _described(issued: str, artifact: Artifact, source: Source, manifest: Manifest) -> Row:
+    told = artifact.description or {}  # by who stored it first: nobody words it anew for others
     return Row(
         id=issued,
         archive_sha256=source.archive_sha256,
@@ -379,11 +412,11 @@ def _described(issued: str, locator: Locator, source: Source, manifest: Manifest
         size=source.size,
         visibility=Visibility.STAGED,
         created=datetime.now(UTC).replace(microsecond=0),
-        locator=locator,
+        locator=artifact.locator,
         file_count=len(manifest.files),
         total_bytes=manifest.total_size,
-        license=text(manifest.publish.get("license")) or text(metadata.get("license")),
-        title=text(metadata.get("title")),
+        license=shown_text(manifest.publish.get("license")) or shown_text(told.get("license")),
+        title=shown_text(told.get("title")),
         manifest_sha256=hashlib.sha256(manifest.raw).hexdigest(),
     )
 

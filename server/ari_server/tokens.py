@@ -89,6 +89,10 @@ _fetch = Table(
 )
 _uses = Table("token_uses", _tables, Column("id", Text, primary_key=True), Column("used_at", Text, nullable=False))
 
+_SHARES: Final = select(
+    _fetch.c.id, _fetch.c.user, literal("fetch").label("scope"), _fetch.c.created_at,
+    _fetch.c.expires_at, _fetch.c.revoked_at, _fetch.c.note,
+)  # fmt: skip
 _HASH: Final[BindParameter[str]] = bindparam("hash")
 _FIND: Final = union_all(
     select(
@@ -221,8 +225,8 @@ class Tokens:
                 sum(_revoke(connection, table, table.c.id == token_id) for table in (_full, _limited, _fetch)) > 0
             )
 
-    def list(self) -> list[TokenInfo]:
-        """Returns all tokens of users, oldest first; not their fetch tokens."""
+    def list(self, *, shares: bool = False) -> list[TokenInfo]:
+        """Returns all tokens of users, oldest first; with `shares` also the fetch tokens that they made."""
         full = select(
             _full.c.id, _full.c.user, literal("publish").label("scope"), _full.c.created_at,
             null().label("expires_at"), _full.c.revoked_at, literal("").label("note"),
@@ -231,7 +235,7 @@ class Tokens:
             _limited.c.id, _limited.c.user, _limited.c.scope, _limited.c.created_at,
             _limited.c.expires_at, _limited.c.revoked_at, literal(""),
         )  # fmt: skip
-        return self._infos(union_all(full, limited))
+        return self._infos(union_all(full, limited, _SHARES) if shares else union_all(full, limited))
 
     def check(self, token: str) -> Caller | None:
         """Returns whose token it is; None for an unknown, revoked or expired one.
@@ -242,6 +246,8 @@ class Tokens:
         digest = _digest(token)
         query = self._find_fetch if token.startswith(_FETCH_PREFIX) else self._find
         for stored, token_id, user, scope, archive, expires, revoked in self._database.fetch(query, hash=digest):
+            if not (isinstance(user, str) and user and isinstance(token_id, str)):
+                continue  # another program wrote that: a claim of nobody's could never be used or given up
             now = time.strftime(_TIME, time.gmtime())
             if hmac.compare_digest(stored, digest) and not revoked and not (expires and expires <= now):
                 self._note_use(token_id, now)
@@ -275,12 +281,7 @@ class Tokens:
 
     def list_fetch(self, archive_sha256: str, user: str) -> _TokenInfos:
         """Returns the fetch tokens that `user` made for an artifact, oldest first."""
-        return self._infos(
-            select(
-                _fetch.c.id, _fetch.c.user, literal("fetch").label("scope"), _fetch.c.created_at,
-                _fetch.c.expires_at, _fetch.c.revoked_at, _fetch.c.note,
-            ).where(_fetch.c.archive_sha256 == archive_sha256, _fetch.c.user == user)
-        )  # fmt: skip
+        return self._infos(_SHARES.where(_fetch.c.archive_sha256 == archive_sha256, _fetch.c.user == user))
 
     def revoke_fetch(self, token_id: str, archive_sha256: str, user: str) -> bool:
         """Revokes a fetch token; False for one that is absent, of another artifact or somebody else's."""

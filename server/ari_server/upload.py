@@ -14,8 +14,8 @@ import os
 import re
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NoReturn
@@ -239,6 +239,11 @@ class Pipe:
         """Makes a `read` that waits end now: nobody needs it any more."""
         self.end(InterruptedError())
 
+    def clear(self) -> None:
+        """Lets go of everything, when nobody reads any more: an error knows where it passed, so here, too."""
+        self._chunks.clear()
+        self._failure = None
+
 
 async def _feed(request: Request, pipe: Pipe, most: int, config: ServerConfig) -> None:
     seconds = config.body_timeout
@@ -279,11 +284,14 @@ async def receive(request: Request, registry: Registry, user: str) -> Stored:
         AriError: It cannot be stored.
     """
     announced = _announced(request.headers, registry, user)
-    async with registry.receiving:
+    async with registry.receiving(user):
         with metrics.UPLOADS.track_inprogress():
             pipe = Pipe()
             job = partial(_store, pipe, announced, registry, user)
-            return await _while_feeding(_feed(request, pipe, announced.most, registry.config), job)
+            try:
+                return await _while_feeding(_feed(request, pipe, announced.most, registry.config), job)
+            finally:
+                pipe.clear()
 
 
 async def _while_feeding(feed: Coroutine[Any, Any, None], job: Callable[[], Stored]) -> Stored:
@@ -305,11 +313,12 @@ async def _while_feeding(feed: Coroutine[Any, Any, None], job: Callable[[], Stor
 
 
 def _store(pipe: Pipe, announced: _Announced, registry: Registry, user: str) -> Stored:
-    form = None
-    if announced.boundary is not None:
-        fields = {**_FIELDS, "manifest": registry.limits.manifest_bytes}
-        form = multipart.Form(pipe, announced.boundary, fields)
-    with registry.uploading(), Staging(registry.workdir()) as staging:
+    with registry.uploading(), Staging(registry.workdir()) as staging, ExitStack() as stack:
+        form = None
+        if announced.boundary is not None:
+            fields = {**_FIELDS, "manifest": registry.limits.manifest_bytes}
+            form = multipart.Form(pipe, announced.boundary, fields, staging.path)
+            stack.callback(form.close)
         report = _received(form or pipe, staging, registry)
         if announced.sha256 and announced.sha256 != report.archive_sha256:
             raise DigestMismatchError(
@@ -318,7 +327,7 @@ def _store(pipe: Pipe, announced: _Announced, registry: Registry, user: str) -> 
                 got=str(report.archive_sha256),
                 hint="send it again; perhaps it was changed on its way",
             )
-        offer = announced.offer if form is None else _from_fields(form.finish(), report, registry)
+        offer = announced.offer if form is None else _from_fields(form, report, registry)
         written = Written(report.archive_size or 0, report.archive_sha256 or "")
         source = PackedFile(staging.path / BUNDLE_NAME, written, report.manifest)
         return registry.add(source, report.manifest, user, offer)
@@ -339,20 +348,22 @@ def _received(stream: ReadStream, staging: Staging, registry: Registry) -> Repor
     return report
 
 
-def _from_fields(fields: Mapping[str, bytes], report: Report, registry: Registry) -> Offer:
-    if (manifest := fields.get("manifest")) is not None:
-        with _comparing:
+def _from_fields(form: multipart.Form, report: Report, registry: Registry) -> Offer:
+    form.finish()
+    with _comparing:
+        if (manifest := form.field("manifest")) is not None:
             try:
                 same = same_manifest(manifest, report.manifest.raw, registry.limits)
             except ArchiveRefusedError as error:
                 error.enclose("the field 'manifest': ")
                 raise
-        if not same:
-            raise ArchiveRefusedError(
-                "the field 'manifest' is not the manifest inside the bundle", hint="curate and publish again"
-            )
-    wish = fields.get("visibility", b"").decode("utf-8", "replace")
-    return _offer(wish, fields.get("metadata", b""))
+            del manifest
+            if not same:
+                raise ArchiveRefusedError(
+                    "the field 'manifest' is not the manifest inside the bundle", hint="curate and publish again"
+                )
+    wish = (form.field("visibility") or b"").decode("utf-8", "replace")
+    return _offer(wish, form.field("metadata") or b"")
 
 
 class _Spool:

@@ -6,13 +6,15 @@ import json
 import os
 import re
 import stat
+import subprocess
+import time
 import traceback
 import warnings
 from datetime import timedelta
 
 import pytest
 from support.httpd import Server, forget_proxies
-from support.run import ari, ari_json, error_of
+from support.run import ARI, ari, ari_json, error_of
 
 from ari_backends._claims import ari_registry_claims
 from ari_backends.ari_registry.places import configured
@@ -355,6 +357,7 @@ def test_a_token_that_is_neither_is_an_error(connect, serve, here, spelling):
         ("registries:\n- name: a\n  url: http://x.example", 3, "is not https"),
         ("registries:\n- name: a\n  url: https://me:canary-5d1e@x.example", 3, "user name or password"),
         ("registries:\n- name: a\n  url: https://x.example/?a=b", 3, "has no '?'"),
+        ("registries:\n- name: a\n  url: https://x.example/?", 3, "has no '?'"),
         ("registries:\n- name: a\n  url: https://x.example/#b", 3, "has no '?'"),
         ("registries:\n- name: a/b\n  url: https://x.example", 2, "letters, digits"),
         ("registries:\n- name: a\n  ulr: https://x.example", 3, "did you mean 'url'"),
@@ -467,6 +470,23 @@ def test_a_new_origin_is_named_before_anything_is_sent_and_only_once(
     assert known.read_text() == f"{server.origin}\n{second.origin}\n"
 
 
+@pytest.mark.parametrize("given", ["option", "environment"])
+def test_a_new_origin_is_named_also_before_a_given_token_goes_there(connect, serve, stranger, monkeypatch, given):
+    server = serve(Desk(ONE))
+    path = configure(stranger, ("lab", server.origin))
+    if given == "environment":
+        monkeypatch.setenv("ARI_ARI_REGISTRY_TOKEN", TOKEN)
+    seen_before = []
+    options = {"token": TOKEN} if given == "option" else {}
+    store = connect(stranger, warn=lambda _line: seen_before.append(len(server.seen)), **options)
+    store.resolve(f"ari://{ID}")
+    (line,) = store.told
+    assert str(path) in line
+    assert server.origin in line
+    assert seen_before == [0]
+    assert tokens(server) == [TOKEN]
+
+
 def test_without_a_token_there_is_nothing_to_name(connect, serve, stranger, tmp_path):
     configure(stranger, ("lab", serve(Desk(ONE)).origin))
     store = connect(stranger)
@@ -537,6 +557,14 @@ def test_a_configured_token_goes_to_its_registry_alone(connect, serve, here):
     assert tokens(server) == [None, TOKEN]
 
 
+def test_an_escaped_way_out_of_a_registry_gets_no_token(connect, serve, here):
+    server = serve(Desk(ONE))
+    configure(here, ("lab", server.origin + "/reg", TOKEN))
+    with contextlib.suppress(AriError):
+        connect().resolve(f"{server.origin}/reg/%2e%2E/other/artifact/{ID}")
+    assert tokens(server) == [None]
+
+
 def test_of_two_accounts_on_one_registry_the_picked_one_counts(connect, serve, here):
     server = serve(Desk(ONE))
     configure(here, ("alice", server.origin, TOKEN), ("bob", server.origin, OTHER_TOKEN))
@@ -577,6 +605,18 @@ def test_the_environments_setting_goes_to_no_unknown_place(connect, serve, monke
     connect().resolve(f"{server.origin}/artifact/{ID}")
     connect(url=server.origin).resolve(f"{server.origin}/artifact/{ID}")
     assert tokens(server) == [None, TOKEN]
+
+
+def test_the_environments_setting_stays_with_the_environments_registry(connect, serve, here, monkeypatch):
+    ours, other = serve(Desk(ONE)), serve(Desk(ONE))
+    monkeypatch.setenv("ARI_ARI_REGISTRY_TOKEN", TOKEN)
+    configure(here, ("ours", ours.origin), ("other", other.origin, OTHER_TOKEN))
+    connect().resolve(f"{ours.origin}/artifact/{ID}")
+    connect(registry="other").resolve(f"ari://{ID}")
+    monkeypatch.setenv("ARI_ARI_REGISTRY_URL", ours.origin)
+    connect().resolve(f"ari://{ID}")
+    connect(url=other.origin).resolve(f"ari://{ID}")
+    assert (tokens(ours), tokens(other)) == ([TOKEN, TOKEN], [OTHER_TOKEN, None])
 
 
 def test_anonymous_uses_no_token_of_files_or_environment(connect, serve, here, monkeypatch):
@@ -704,6 +744,32 @@ def test_after_a_lost_answer_it_asks_before_it_sends_again(connect, serve):
     assert len(desk.uploads) == 1
 
 
+@pytest.mark.parametrize(("first", "after"), [("lost", None), ("403", AccessDenied), ("503", AccessDenied)])
+def test_after_a_lost_answer_to_a_delete_what_others_still_own_is_not_taken_for_a_refusal(
+    connect, serve, first, after
+):
+    """The server has taken our claim away, and says from then on that we may not."""
+    asked = []
+
+    def co_owned(request, wire):
+        if request.method != "DELETE":
+            Desk(ONE)(request, wire)
+        elif asked.append(request) or (len(asked) == 1 and first == "lost"):
+            wire.reset()
+        elif len(asked) == 1 and first == "503":
+            problem(wire, 503, "not now")
+        else:
+            problem(wire, 403, "this token may not do that")
+
+    store = patiently(connect(url=serve(co_owned).origin, token=TOKEN))
+    locator = store.resolve(f"{store.inner.settings.url}/artifact/{ID}")
+    if after is None:
+        store.delete(locator)
+    else:
+        refused(after, lambda: store.delete(locator))
+    assert len(asked) == (1 if first == "403" else 2)
+
+
 def test_what_somebody_else_stored_is_sent_all_the_same(connect, serve):
     desk = Desk(ONE)
     _, created = connect(url=serve(desk).origin, token=TOKEN).put(ONE.source(), new())
@@ -784,14 +850,91 @@ class Page:
         )
 
 
-def test_a_proxys_404_is_no_proof_that_something_is_gone(connect, serve):
+@pytest.mark.parametrize("status", [404, 410])
+def test_a_proxys_page_is_no_proof_that_something_is_gone(connect, serve, status):
     """Else `ari ear delete` would note a deletion that did not happen."""
-    server = serve(Page(404))
+    server = serve(Page(status))
     store = connect(url=server.origin, token=TOKEN)
     locator = Locator(f"{server.origin}/artifact/{ID}")
     for action in (lambda: store.stat(locator), lambda: store.delete(locator)):
         refused(Unsupported, action)
     refused(InvalidConfiguration, store.probe)
+
+
+class Odd(Desk):
+    """Answers one kind of request in another way."""
+
+    def __init__(self, fits, answer):
+        super().__init__(ONE)
+        self._fits, self._odd = fits, answer
+
+    def __call__(self, request, wire):
+        if self._fits(request):
+            read_body(request, wire)
+            self._odd(wire)
+        else:
+            super().__call__(request, wire)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda wire: wire.answer(200, {"Content-Type": "text/html"}, b"<h1>please log in</h1>"),
+        lambda wire: as_json(wire, {"deleted": "f" * 16}),
+        lambda wire: as_json(wire, {"deleted": False}),
+        lambda wire: as_json(wire, {}),
+    ],
+)
+def test_only_a_registrys_own_word_makes_something_deleted(connect, serve, answer):
+    """Else the record would lose what is still there."""
+    server = serve(Odd(lambda request: request.method == "DELETE", answer))
+    store = connect(url=server.origin, token=TOKEN)
+    refused(IntegrityError, lambda: store.delete(store.resolve(f"ari://{ID}")))
+
+
+def test_a_promotion_to_less_than_was_asked_for_is_none(connect, serve):
+    """Else the record would say that it was promoted."""
+    answer = {"id": ID, "visibility": "staged"}
+    server = serve(Odd(lambda request: request.target.endswith("/promote"), lambda wire: as_json(wire, answer)))
+    store = connect(url=server.origin, token=TOKEN)
+    locator = store.resolve(f"ari://{ID}")
+    assert "public" in refused(IntegrityError, lambda: store.raise_visibility(locator, Visibility.PUBLIC)).message
+
+
+@pytest.mark.parametrize("token", ["", "arif_x\ny", "arif_x y", None])
+def test_a_fetch_token_that_is_none_is_not_handed_on(connect, serve, token):
+    answer = {"id": "t1", "token": token}
+    server = serve(Odd(lambda request: request.target.endswith("/tokens"), lambda wire: as_json(wire, answer)))
+    store = connect(url=server.origin, token=TOKEN)
+    locator = store.resolve(f"ari://{ID}")
+    refused(IntegrityError, lambda: store.optional(SupportsShare).share(locator, None))
+
+
+def test_a_listing_that_goes_in_a_circle_ends(connect, serve):
+    item = {"id": ID, "archive_sha256": ONE.archive_sha256, "size": 5, "cursor": "c"}
+    page = {"artifacts": [item], "next": "c"}
+    server = serve(Odd(lambda request: request.target.startswith("/artifacts"), lambda wire: as_json(wire, page)))
+    store = connect(url=server.origin, token=TOKEN)
+    refused(IntegrityError, lambda: [None for _ in zip(range(1000), store.list(), strict=False)])
+    assert len(server.seen) < 10
+
+
+def test_an_answer_that_comes_drop_by_drop_is_given_up(connect, serve, monkeypatch):
+    monkeypatch.setenv("ARI_DEADLINE", "0.2")
+
+    def drip(wire):
+        wire.send(b"HTTP/1.1 200 -\r\nContent-Type: application/json\r\nContent-Length: 999\r\n\r\n")
+        with contextlib.suppress(OSError):
+            for _ in range(200):
+                wire.send(b" ")
+                time.sleep(0.02)
+        wire.keep = False
+
+    server = serve(Odd(lambda request: request.target.endswith("/promote"), drip))
+    store = connect(url=server.origin, token=TOKEN)
+    locator = store.resolve(f"ari://{ID}")
+    error = refused(Unavailable, lambda: store.raise_visibility(locator, Visibility.PUBLIC))
+    assert "slowly" in error.message
 
 
 def test_a_page_for_people_is_no_answer_of_a_registry(connect, serve):
@@ -800,6 +943,56 @@ def test_a_page_for_people_is_no_answer_of_a_registry(connect, serve):
     refused(InvalidConfiguration, store.probe)
     with pytest.raises(AriError):
         store.put(ONE.source(), new())
+
+
+def test_the_question_before_a_deletion_shows_a_strangers_ref_escaped(tmp_path):
+    """Raw, it could paint another question over this one."""
+    record = {"backend": "ari-registry", "ref": "https://lab.example/artifact/x\x1b[2K\x1b[1GDelete nothing"}
+    (tmp_path / "publish_record.json").write_text(json.dumps(record))
+    (tmp_path / "ear").mkdir()
+    ours, its = os.openpty()
+    with os.fdopen(ours, "wb", buffering=0) as terminal, os.fdopen(its, "rb", buffering=0) as stdin:
+        terminal.write(b"n\n")
+        command = [ARI, "ear", "delete", tmp_path]
+        done = subprocess.run(command, stdin=stdin, capture_output=True, check=False, timeout=60)
+    assert b"artifact/x\\x1b[2K" in done.stderr
+    assert b"\x1b" not in done.stderr
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize("file", ["/dev/zero", "long"])
+def test_what_is_no_token_file_is_not_read_whole(tmp_path, file):
+    (tmp_path / "long").write_text("a" * 70_000)
+    done = ari("clone", f"https://lab.example/artifact/{ID}", "--token-file", tmp_path / file)
+    assert done.returncode == 2
+    assert "too long" in error_of(done)[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--registry", ""], "'registry' is empty"),
+        (["--backend", "ari-registry", "-o", "url="], "'url' is empty"),
+        (["--backend", ""], "no backend ''"),
+        (["--token", ""], "one word"),
+        (["--token", "a\nb"], "one word"),
+        (["--token-file", "two-words"], "one word"),
+        (["--token-file", "absent"], "no token file"),
+    ],
+)
+def test_what_an_unset_variable_or_a_slip_leaves_is_refused_and_not_overlooked(serve, tmp_path, arguments, says):
+    """Else it would be published to another place than was meant."""
+    server = serve(Desk())
+    (tmp_path / "ear").mkdir()
+    (tmp_path / "ear/README.md").write_text("a")
+    (tmp_path / "ear/publish.yaml").write_text("include: ['**']\n")
+    (tmp_path / "two-words").write_text("ari_a\nari_b\n")
+    assert ari("ear", "curate", cwd=tmp_path).returncode == 0
+    env = environment(tmp_path, ARI_REGISTRY_URL=server.origin, ARI_REGISTRY_TOKEN=TOKEN)
+    done = ari("ear", "publish", *arguments, cwd=tmp_path, env=env)
+    assert done.returncode == 2
+    assert says in error_of(done)[0]
+    assert not server.seen
 
 
 def test_share(connect, serve):
@@ -862,6 +1055,25 @@ def test_config_check_fails_as_a_command_would(serve, here, tmp_path, value, cod
     assert "ARI_LAB" in lab["problem"] + str(lab["hint"])
 
 
+def test_a_token_that_may_not_is_told_from_one_that_is_not_taken(connect, serve):
+    for status, says, hint in (
+        (401, "the token is not accepted", "check the token"),  # HEAD brings no sentence
+        (403, "(Forbidden)", "the token is valid, but not for this"),
+    ):
+        server = serve(lambda _, wire, status=status: problem(wire, status, ""))
+        store = connect(url=server.origin, token=TOKEN)
+        error = refused(AccessDenied, lambda store=store, at=server.origin: store.resolve(f"{at}/artifact/{ID}"))
+        assert says in error.message
+        assert hint in error.hint
+
+
+def test_without_a_registry_no_deprecated_place_is_recommended(connect, here):
+    error = refused(InvalidConfiguration, lambda: connect().resolve(f"ari://{ID}"))
+    assert str(here / ".ari") in error.message
+    assert " or " not in error.message
+    assert "ARI_REGISTRIES_FILE" in error.hint
+
+
 def test_config_check_of_a_server_that_is_not_there(tmp_path):
     with Server(Desk()) as server:
         url = server.origin
@@ -869,6 +1081,7 @@ def test_config_check_of_a_server_that_is_not_there(tmp_path):
     status, told = ari_json("config", "check", env=env)
     assert status == 5
     assert told["registries"][0]["reachable"] is False
+    assert "whether the server runs" in told["registries"][0]["hint"]
     assert told["registries"][0]["token_from"] == "ARI_REGISTRY_TOKEN"  # noqa: S105 - the name of a variable
 
 

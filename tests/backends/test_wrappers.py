@@ -14,6 +14,7 @@ from ari_core.contract import (
     Capabilities,
     SupportsManifest,
     SupportsOwners,
+    SupportsShare,
     SupportsWorkdir,
     Visibility,
 )
@@ -333,6 +334,20 @@ def test_optional_protocols_are_tried_again_too():
     backend = retrying(Slow())
     assert backend.optional(SupportsManifest).manifest(stored(backend)) == BIG.manifest
     assert backend.optional(SupportsWorkdir) is None
+
+
+def test_a_secret_is_not_made_twice_when_an_answer_got_lost():
+    """The first one would be valid, and nobody would know of it."""
+    made = []
+
+    class Lending(MemoryBackend):
+        def share(self, locator, expires):
+            made.append(locator)
+            raise DOWN
+
+    with pytest.raises(Unavailable):
+        retrying(Lending()).optional(SupportsShare).share("x", None)
+    assert made == ["x"]
 
 
 # -- refusing to write

@@ -81,8 +81,10 @@ def test_sharing_gives_the_reader_a_command_with_digest_and_secret(checkpoint, s
 def test_a_secret_for_what_is_staged_does_not_work_yet(checkpoint, store, capsys):
     publish(checkpoint, backend="memory")
     assert not share(checkpoint).works_now
-    assert main(["ear", "share", str(checkpoint)]) == 0
-    assert "promote --target private-token" in capsys.readouterr().err
+    assert main(["ear", "share", str(checkpoint), "--expires", "1d"]) == 0
+    out, err = capsys.readouterr()
+    assert "promote --target private-token" in err
+    assert "  expires  2027-01-01T00:00:00Z\n" in out
     promote(checkpoint, target="private-token")
     assert share(checkpoint).works_now
 
@@ -126,7 +128,7 @@ def test_progress_tells_how_much_was_sent(checkpoint, store):
 # -- the store that is set up ------------------------------------------------------------------------------------
 
 STORE = """
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 from support.memory import MemoryBackend
 from ari_core.contract import Capabilities
 class Store(MemoryBackend):
@@ -136,6 +138,7 @@ class Store(MemoryBackend):
         space: str = "s"
         page: int = 10
         url: str = "https://mine.example"
+        key: SecretStr | None = None
 """
 
 
@@ -200,7 +203,7 @@ def test_an_address_is_kept_in_no_record_and_taken_from_none(checkpoint, package
     loaded = use(packages, monkeypatch, "None")
     done = publish(checkpoint, backend="shelf", options={"url": "https://once.example", "space": "t"})
     assert done.record.settings == {"space": "t"}
-    forged = {"url": "https://evil.example", "space": "t"}
+    forged = {"url": "https://evil.example", "space": "t", "key": "a stranger's"}
     write_record(checkpoint, read_record(checkpoint).model_copy(update={"settings": forged, "options": forged}))
     opened = []
 
@@ -212,6 +215,7 @@ def test_an_address_is_kept_in_no_record_and_taken_from_none(checkpoint, package
     promote(checkpoint, target="public")
     assert opened[0].settings.url == "https://mine.example"
     assert opened[0].settings.space == "t"
+    assert opened[0].settings.key is None
     given = open_backend("shelf", {"url": "https://asked.example"}, None, loaded, recorded=forged, environment={})
     assert given.settings.url == "https://asked.example"
 

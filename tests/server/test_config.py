@@ -1,12 +1,14 @@
 """Where a server's settings come from, and what is said about wrong ones."""
 
 import json
+import re
 import warnings
+from pathlib import Path
 
 import pytest
 
 from ari_core.errors import ConfigurationError
-from ari_server.config import ServerConfig, create_config_environment, load_config
+from ari_server.config import ServerConfig, create_config_environment, load_config, variable_of
 
 
 @pytest.fixture
@@ -29,6 +31,11 @@ def test_a_misspelt_variable_is_an_error_that_names_the_right_one(environment):
 def test_variables_of_the_client_and_the_scripts_are_left_to_them(environment):
     theirs = ("URL", "TOKEN", "NAME", "HOST", "PORT", "WORKERS")
     assert load_config(environment | {f"ARI_REGISTRY_{name}": "x" for name in theirs}) == load_config(environment)
+    scripts = Path(__file__).parents[2] / "scripts" / "registry"
+    named = set(re.findall(r"ARI_REGISTRY_[A-Z_]+", "".join(path.read_text() for path in scripts.iterdir())))
+    ours = {variable_of(field) for field in ServerConfig.model_fields}
+    assert {"ARI_REGISTRY_PUBLISH", "ARI_REGISTRY_PORT"} <= named - ours
+    assert load_config(environment | dict.fromkeys(named - ours, "x")) == load_config(environment)
 
 
 def test_a_worker_reads_the_same_configuration_from_its_environment(tmp_path):

@@ -11,7 +11,7 @@ from support.tables import code, table
 
 from ari_core.errors import TABLE, DigestMismatchError
 from ari_core.limits import Limits
-from ari_server import app, index, multipart, problems, schemas, serve, tokens, upload
+from ari_server import app, index, multipart, problems, schemas, serve, tokens, upload, wire
 from ari_server.access import Permission
 from ari_server.app import ROUTES
 from ari_server.config import ServerConfig, load_config
@@ -156,7 +156,9 @@ def test_limits():
         "field `metadata`, JSON bodies": f"{kibibytes} KiB",
         "field `visibility`": f"{upload._FIELDS['visibility']} bytes",
         "next piece of an upload": f"{settings['body_timeout']:g} s, `--body-timeout`",
+        "speed of an upload, after that time": f"{upload._SLOWEST:,} bytes a second on the whole",
         "uploads at a time": f"{settings['uploads']} for each worker, `--uploads`",
+        "request line and headers": f"{wire.MOST_HEAD_BYTES // 1024} KiB, {wire.MOST_HEADERS} headers",
         "token": f"{app._LONGEST_TOKEN} characters",
         "`note` of a fetch token": f"{schemas.LONGEST_NOTE} characters",
         "`limit`": str(schemas.LARGEST_PAGE),

@@ -283,6 +283,9 @@ def test_every_upload_starts_staged_whatever_is_wished(registry, alice):
         answer = send_form(registry, form, alice, visibility=level)
         assert answer.json()["visibility"] == "staged"
         assert registry.level(raw) == registry.level(form) == "staged"
+        for sample in (raw, form):
+            meta = json.loads((registry.data / "artifacts" / sample.id / "meta.json").read_text())
+            assert (meta["visibility"], meta["wish"]) == ("staged", level)
     assert registry.upload(Sample.new(), alice, **{"X-ARI-Visibility": "secret"}).status_code in {400, 422}
     assert send_form(registry, Sample.new(), alice, visibility="secret").status_code in {400, 422}
 
@@ -378,7 +381,13 @@ def test_the_target_may_stand_in_the_query_or_in_the_body_but_not_differ(registr
     path = registry.store(Sample.new(), alice).path + "/promote"
     both = {"params": {"target": "unlisted"}, "json": {"target": "public"}}
     assert registry.post(path, alice, **both).status_code == 400
-    for bad in ({"params": {"target": "secret"}}, {"json": {"target": "secret"}}, {"json": {"target": 1}}):
+    for bad in (
+        {"params": {"target": "secret"}},
+        {"json": {"target": "secret"}},
+        {"json": {"target": 1}},
+        {"json": {"target": None}},
+        {"json": {"taget": "staged"}},
+    ):
         assert registry.post(path, alice, **bad).status_code in {400, 422}
     for bad in (b"[]", b"nonsense", b"\xff", b'{"target": "public", "target": "staged"}', b"1e999", b"[" * 9999):
         answer = registry.post(path, alice, content=bad, headers={"Content-Type": "application/json"})
@@ -804,6 +813,8 @@ def test_no_secret_reaches_the_log_and_each_request_is_one_line(alone):
         def lines():
             return len(server.log.read_bytes().splitlines())
 
+        # A request's line is written behind its answer; one that came later would be taken for the next one's.
+        assert eventually(lambda: b" method=POST path=/artifact " in server.log.read_bytes())
         for method, path, headers in requests:
             before = lines()
             with server.wire() as wire:

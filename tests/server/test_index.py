@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import multiprocessing
+import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -19,7 +22,15 @@ from ari_backends.filesystem_registry import FilesystemRegistry
 from ari_core.conformance import make_bundle
 from ari_core.conformance.knobs import new
 from ari_core.contract import Artifact, Backend, Capabilities, Owner, Visibility
-from ari_core.errors import AlreadyExists, DiskError, IntegrityError, NotFound, Unavailable, UsageError
+from ari_core.errors import (
+    AlreadyExists,
+    DiskError,
+    IntegrityError,
+    NotFound,
+    QuotaExceeded,
+    Unavailable,
+    UsageError,
+)
 from ari_core.manifest import FileEntry, render_manifest
 from ari_server.config import ServerConfig
 from ari_server.index import Index, Row, Tombstone
@@ -277,6 +288,16 @@ def test_nobody_finds_out_who_else_has_staged_what_is_public(index):
     assert len(pages(index, 50, user=None, query="bob")) == 1
 
 
+def test_nothing_is_put_in_over_a_quota(index):
+    one = owned(1, ("alice", STAGED))
+    with pytest.raises(QuotaExceeded):
+        index.put(one, quota=("alice", one.size - 1))
+    assert index.find(one.archive_sha256) is None
+    for _ in range(2):  # again: it counts once
+        index.put(one, quota=("alice", one.size))
+    assert index.used_bytes("alice") == one.size
+
+
 def test_used_bytes_count_every_owner(index):
     index.put(owned(1, ("alice", STAGED)))
     index.put(owned(2, ("bob", PUBLIC), ("alice", STAGED)))
@@ -524,6 +545,24 @@ def test_what_a_crash_cut_off_is_completed_or_undone(index, store):
     assert index.find(sha(3)) is None, "it was staged: nobody need know"
     assert index.intents() == []
     assert index.repair(store) == 0
+
+
+def test_among_others_only_what_the_dead_have_left_is_repaired(index, config):
+    store = Store(2)
+    index.reindex(store)
+    index.intend(sha(1), "1")  # ours, and under way
+    left = multiprocessing.get_context("spawn").Process(target=intend_and_die, args=(config, sha(50)))
+    left.start()
+    left.join(60)
+    store.add(50)
+    assert index.repair(store, among_others=True) == 1
+    assert index.find(sha(50)).file_count == 2
+    assert [intent.archive_sha256 for intent in index.intents()] == [sha(1)]
+
+
+def intend_and_die(config, archive_sha256):
+    Index(config).intend(archive_sha256)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_reindexing_leaves_the_tombstone_that_a_crash_withheld(index):

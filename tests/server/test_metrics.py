@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 from prometheus_client.parser import text_string_to_metric_families
 from support.asgi import Serving
+from support.registry import eventually
 
 from ari_server import metrics, problems
 from ari_server.problems import Problem
@@ -179,3 +180,17 @@ def test_any_worker_tells_the_sum_of_all_also_of_those_that_died(tmp_path):
     assert numbers["ari_sent_bytes_total", frozenset()] == 30
     assert numbers["ari_uploads_in_progress", frozenset()] == 2
     assert numbers["ari_artifacts", frozenset()] == 3
+
+
+def test_every_worker_of_a_real_server_tells_the_sum_of_all(pair):
+    def asked():
+        return told(pair.get("/metrics").text)["ari_requests_total", frozenset({"/version", "2xx", "GET"})]
+
+    before = asked()
+    for worker in pair.worker_pids:
+        with pair.only(worker):
+            assert [pair.get("/version").status_code for _ in range(3)] == [200] * 3
+    assert eventually(lambda: asked() == before + 6, 15)  # a request is counted behind its answer
+    for worker in pair.worker_pids:
+        with pair.only(worker):
+            assert asked() == before + 6

@@ -74,6 +74,20 @@ def test_the_document_describes_an_owner_s_requests(registry, tmp_path):
     assert registry.get(sample.path, owner).content == sample.data
 
 
+def test_the_document_describes_what_an_owner_deletes(registry, tmp_path):
+    """By itself: the other operations need what it takes away."""
+    owner = registry.token("oa-owner")
+    sample = registry.store(Sample.new(), owner, "public")
+    code, output = run(
+        registry,
+        tmp_path,
+        *("--header", f"Authorization: Bearer {owner}", "--include-method", "DELETE"),
+        parameters={"path.id": sample.id},
+    )
+    assert code == 0, output
+    assert registry.get(sample.path, owner).status_code == 410
+
+
 def test_every_operation_has_words_and_an_example(document):
     lacking = []
     for name, operation in operations(document):

@@ -15,7 +15,11 @@ import httpx2
 import pytest
 from support.run import ARI, ari, ari_json, error_of
 
+from ari_backends.filesystem_registry import FilesystemRegistry
+from ari_core.errors import ReadOnly
+from ari_core.wrappers import ReadOnlyBackend
 from ari_server.config import ServerConfig
+from ari_server.serve import _check_store
 from ari_server.tokens import Tokens
 
 EXISTING = Path(__file__).parents[1] / "data" / "existing"
@@ -42,6 +46,23 @@ def hiding(tmp_path, code):
 
 
 # -- tokens ------------------------------------------------------------------------------------------------------
+
+
+def test_a_stolen_token_is_revoked_with_all_that_was_made_with_it(data):
+    with closing(Tokens(ServerConfig(data=data))) as tokens:
+        stolen, other = tokens.issue("alice"), tokens.issue("bob")
+        mine = [tokens.issue_fetch("a" * 64, "alice", expires=None) for _ in range(2)]
+        bobs = tokens.issue_fetch("a" * 64, "bob", expires=None)
+    done = ari("registry", "token", "revoke", stolen.id, "--data-dir", data)
+    assert "2 fetch tokens that alice made still work" in done.stderr
+    listed = ari_json("registry", "token", "list", "--shares", "--data-dir", data)[1]["tokens"]
+    assert {one["id"] for one in listed} == {stolen.id, other.id, bobs.id, *(one.id for one in mine)}
+    again = ari_json("registry", "token", "revoke", stolen.id, "--shares", "--data-dir", data)[1]
+    assert set(again["shares_revoked"]) == {one.id for one in mine}
+    with closing(Tokens(ServerConfig(data=data))) as tokens:
+        assert not any(tokens.check(one.token) for one in (stolen, *mine))
+        assert tokens.check(bobs.token).user == "bob"
+        assert tokens.check(other.token).user == "bob"
 
 
 def test_a_token_from_issue_to_revocation(data):
@@ -252,6 +273,13 @@ def test_a_store_that_lacks_what_serving_needs_is_refused_by_all_that_it_lacks(d
     code, message = refused("--data-dir", data, "--backend", "https", "--port", "0")
     assert code == 2
     assert re.search(r"'https'.* lacks put, delete, list, visibility, stores_meta, owners", message)
+
+
+def test_a_store_that_takes_no_writes_here_is_not_said_to_be_of_the_wrong_kind(tmp_path):
+    store = ReadOnlyBackend(FilesystemRegistry(FilesystemRegistry.Settings(root=tmp_path)))
+    with pytest.raises(ReadOnly, match="takes no writes here") as caught:
+        _check_store(store)
+    assert "mounted" in caught.value.hint
 
 
 def test_an_unknown_store_is_refused(data):

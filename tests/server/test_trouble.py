@@ -3,18 +3,23 @@
 import contextlib
 import os
 import random
+import shutil
 import signal
 import socket
 import sqlite3
 import subprocess
 import threading
 import time
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
 import httpx2
 import pytest
 from support.registry import PATIENCE, Sample, bearer, eventually
+
+from ari_server.config import load_config
+from ari_server.index import Index
 
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 
@@ -293,6 +298,25 @@ def test_what_a_killed_server_had_half_received_is_swept(alone):
         assert server.upload(sample, alice).status_code == 200  # the next one sweeps, if not the start
         assert server.delete(sample.path, alice).status_code == 200
         assert eventually(lambda: server.files() == before, 15), set(server.files()) ^ set(before)
+
+
+def test_what_a_kill_cut_off_between_store_and_index_is_finished_by_the_next_start(alone):
+    with alone() as server:
+        alice = server.token("alice")
+        deleted = server.store(Sample.new(), alice)
+        added = server.store(Sample.new(), alice)
+        folder = server.data / "artifacts" / added.id
+        aside = folder.rename(server.folder / "aside")
+        assert server.get(added.path, alice).status_code == 404  # which takes it out of the index
+    aside.rename(folder)
+    shutil.rmtree(server.data / "artifacts" / deleted.id)
+    with closing(Index(load_config({}, data=server.data))) as index:
+        for sample in (added, deleted):
+            index.intend(sample.sha256)
+    with server:
+        assert server.ids(alice, mine="1") == [added.id]
+        assert server.get(added.path, alice).content == added.data
+        assert server.head(deleted.path).status_code == 404
 
 
 def killed_under_writers(server, rounds, seed):

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import errno
 import hashlib
 import io
@@ -9,6 +10,9 @@ import json
 import re
 import socket
 import threading
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from support.archives import gzip, member
@@ -75,9 +79,10 @@ class Trickle:
 
 
 def read_form(data, size=1 << 20):
-    parsed = Form(Trickle(data, size), b"x", FIELDS)
-    bundle = b"".join(iter(lambda: parsed.read(1000), b""))
-    return bundle, dict(parsed.finish())
+    with TemporaryDirectory() as folder, closing(Form(Trickle(data, size), b"x", FIELDS, Path(folder))) as parsed:
+        bundle = b"".join(iter(lambda: parsed.read(1000), b""))
+        parsed.finish()
+        return bundle, {name: value for name in FIELDS if (value := parsed.field(name)) is not None}
 
 
 BUNDLE = b"\x1f\x8b\r\n--y\r\n--\r\n-\r\n\r\n--x" + bytes(range(256))
@@ -284,6 +289,17 @@ def test_a_trickle_is_cut_though_something_always_comes(serve, monkeypatch):
     assert eventually(lambda: not server.spools())
 
 
+def test_one_user_s_idle_uploads_keep_nobody_else_waiting(serve):
+    server = serve(uploads=2)
+    mallory, alice = server.token("mallory"), server.token("alice")
+    with contextlib.ExitStack() as idle:
+        for _ in range(4):
+            idle.enter_context(server.uploading(mallory, 10**6)).send(b"\x1f\x8b")
+        assert eventually(server.spools)
+        assert server.upload(Sample.new(), alice).status_code == 200
+        assert len(server.spools()) == 1
+
+
 def test_a_connection_goes_on_after_a_body_that_was_read(server, alice):
     with server.wire() as wire:
         for sample in (Sample.new(), Sample.new()):
@@ -300,7 +316,8 @@ def test_who_goes_away_in_the_middle_leaves_nothing(server, alice):
         wire.send(sample.data[:300_000])
         assert eventually(server.spools)
     assert eventually(lambda: not server.spools())
-    assert eventually(lambda: server.registry.receiving.borrowed_tokens == 0)
+    assert eventually(lambda: server.registry._receiving.borrowed_tokens == 0)
+    assert eventually(lambda: not server.registry._shares)
     assert eventually(lambda: not [thread for thread in threading.enumerate() if thread.name == "ari-read-ahead"])
 
 
@@ -335,7 +352,7 @@ def test_an_upload_whose_index_entry_failed_is_repaired_by_repeating_it(server, 
     sample = Sample.new()
     real = server.registry.index.put
 
-    def failing(*_):
+    def failing(*_, **__):
         raise Unavailable("the database is away")
 
     monkeypatch.setattr(server.registry.index, "put", failing)
@@ -358,7 +375,7 @@ def test_a_change_between_a_look_at_the_store_and_the_index_is_not_lost(server, 
     real = registry.index.put
     once = []
 
-    def late(row, search=""):
+    def late(row, search="", **more):
         if not once:
             once.append(True)
             if change == "promote":
@@ -366,7 +383,7 @@ def test_a_change_between_a_look_at_the_store_and_the_index_is_not_lost(server, 
             else:
                 registry._owners.disclaim(row.locator, "alice")
                 registry._owners.disclaim(row.locator, "bob")
-        real(row, search)
+        real(row, search, **more)
 
     monkeypatch.setattr(registry.index, "put", late)
     assert server.upload(sample, bob).status_code == 200

@@ -293,12 +293,18 @@ def test_on_a_terminal_promote_asks_for_the_level(checkpoint):
     assert "Visibility is now unlisted" in output
 
 
-@pytest.mark.parametrize(("answer", "status", "stays"), [("n\n", 2, True), ("y\n", 0, False)])
-def test_on_a_terminal_delete_asks(checkpoint, answer, status, stays):
+@pytest.mark.parametrize(
+    ("level", "answer", "status", "stays"),
+    [("staged", "n\n", 2, True), ("unlisted", "n\n", 2, True), ("public", "y\n", 0, False)],
+)
+def test_on_a_terminal_delete_asks_and_says_what_may_be_cited(checkpoint, level, answer, status, stays):
     ari("ear", "curate", checkpoint)
     ari("ear", "publish", checkpoint)
+    if level != "staged":
+        ari("ear", "promote", checkpoint, "--target", level)
     code, output = on_a_terminal([ARI, "ear", "delete", str(checkpoint)], answer)
     assert code == status, output
+    assert (f"It is {level}: a paper may cite it." in output) == (level != "staged")
     assert (checkpoint / "bundle.tar.gz").exists() == stays
 
 

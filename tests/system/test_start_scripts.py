@@ -33,10 +33,13 @@ SERVER = """
             self.send_response(503 if mode == "unready" else 200 if self.path == "/readyz" else 404)
             self.end_headers()
 
-    class Server(http.server.HTTPServer):
-        address_family = socket.AF_INET6 if ":" in given["--host"] else socket.AF_INET
+    # Nobody outside may reach what a test starts.
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(given["--host"], given["--host"])
 
-    server = Server((given["--host"], int(given["--port"])), Handler)
+    class Server(http.server.HTTPServer):
+        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
+    server = Server((host, int(given["--port"])), Handler)
     if mode == "workers":
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"], stdout=2)
     server.serve_forever()
@@ -219,7 +222,7 @@ def test_a_pid_that_belongs_to_somebody_else_by_now_is_left_alone(local, when):
         assert other.poll() is None
 
 
-@pytest.mark.parametrize("content", ["", "\n", "garbage", "1", "-1 5 x", "/ 0 y"])
+@pytest.mark.parametrize("content", ["", "\n", "garbage", "1", "-1 5 x", "/ 0 y", "0 1 z"])
 def test_a_damaged_pid_file_means_not_running(local, content):
     local.data.mkdir()
     local.pid_file.write_text(content)
@@ -264,6 +267,7 @@ class TestUsage:
             (["stopp"], {}, "unknown action 'stopp'"),
             (["stop", "now"], {}, "'stop' takes no options"),
             (["status"], {"ARI_REGISTRY_PORT": "80a"}, "ARI_REGISTRY_PORT='80a' is no port"),
+            (["status"], {"ARI_REGISTRY_PORT": "0"}, "ARI_REGISTRY_PORT='0' is no port"),
             (["status"], {"WAIT": "1m"}, "WAIT='1m' is no number of seconds"),
         ],
     )

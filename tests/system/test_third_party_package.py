@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -92,7 +93,17 @@ def test_our_wheel_is_what_is_imported(good):
 def test_our_wheel_says_that_it_is_typed(wheels):
     """Without these files a type checker takes everything of ours for Any (PEP 561)."""
     with zipfile.ZipFile(wheels[ROOT]) as wheel:
-        assert {"ari_core/py.typed", "ari_backends/py.typed"} <= set(wheel.namelist())
+        assert {f"ari_{part}/py.typed" for part in ("core", "backends", "server")} <= set(wheel.namelist())
+
+
+def test_our_source_distribution_has_what_the_wheel_is_made_of_and_no_piece_of_the_tests(tmp_path):
+    """Half of the tests, without what they stand on, would only fail for whoever packages this."""
+    run([sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", tmp_path, ROOT])
+    (archive,) = tmp_path.iterdir()
+    with tarfile.open(archive) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    assert {"core/ari_core/py.typed", "server/ari_server/app.py", "docs/registry.md", "LICENSE"} <= names
+    assert [name for name in names if name.startswith("tests/")] == []
 
 
 def test_our_version_satisfies_what_the_package_needs(good):

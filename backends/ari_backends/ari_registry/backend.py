@@ -22,7 +22,7 @@ from urllib.parse import quote
 import httpx2
 from pydantic import Field, field_validator
 
-from ari_backends._http import Answer, Credentials, HttpReader, HttpSettings, parse_url, refusal, shown
+from ari_backends._http import TOKEN, Answer, Credentials, HttpReader, HttpSettings, parse_url, refusal, shown
 from ari_backends.ari_registry import origins
 from ari_backends.ari_registry.registries import Registries, Registry, base_url, find_registries, is_below
 from ari_core.contract import (
@@ -60,7 +60,7 @@ _ARTIFACT: Final = re.compile(r"(?P<base>https?://[^?#]+)/artifact/(?P<id>[0-9a-
 _ID: Final = re.compile(r"[0-9a-f]{16,64}")
 _ID_DIGITS: Final = 16
 _ABSENT: Final = {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}
-_LONGEST_ANSWER: Final = 16 * 1024 * 1024
+_LONGEST_ANSWER: Final = 4 * 1024 * 1024
 _LONGEST_METADATA: Final = 4096
 _PAGE: Final = 100
 _SLOW_DISK: Final = 10e6
@@ -75,6 +75,13 @@ class AriRegistrySettings(HttpSettings):
 
     url: str | None = Field(None, description="address of the registry, instead of those in registries.yaml")
     registry: str | None = Field(None, description="a registry of registries.yaml, by its name")
+
+    @field_validator("url", "registry")
+    @classmethod
+    def _is_given(cls, value: str | None) -> str | None:
+        if value == "":  # as in `--registry "$UNSET"`: it must not be another registry then
+            raise ValueError("is empty")
+        return value
 
     @field_validator("url")
     @classmethod
@@ -143,6 +150,7 @@ class AriRegistry(HttpReader):
         self._found: Registries | None = None
         self._about: dict[str, About] = {}
         self._announced: set[str] = set()
+        self._unclear: set[Locator] = set()  # to be deleted, and no answer came
 
     # -- which registry, and with which token --------------------------------------------------------------------
 
@@ -156,7 +164,9 @@ class AriRegistry(HttpReader):
         with self._mutex:
             if self._found is None:
                 if self.settings.url:
-                    token = self.settings.token.get_secret_value() if self.settings.token else None
+                    token = None
+                    if self.settings.token and not self._is_anothers(self.settings.url):
+                        token = self.settings.token.get_secret_value()
                     only = Registry(
                         self.settings.registry or "",
                         self.settings.url,
@@ -185,6 +195,7 @@ class AriRegistry(HttpReader):
     def _credentials(self, url: httpx2.URL) -> Credentials:
         with self._mutex:
             if self._takes_given_token(url):
+                self._announce_given(url)
                 return Credentials(self.settings.token, f"check the token that was given; {_CHECK}")
             registry = None if self.context.anonymous else self._registry_at(url)
             token = registry.token() if registry else None
@@ -192,7 +203,7 @@ class AriRegistry(HttpReader):
                 where = f"{registry.where} has no token" if registry else "no token goes with this address"
                 return Credentials(None, f"{where}: give --token-file FILE, or see `ari config check`")
             if registry.untrusted:
-                self._announce(registry)
+                self._announce(registry, registry.token_from)
             return Credentials(token, f"check the token: it comes from {registry.token_from}; {_CHECK}")
 
     def _takes_given_token(self, url: httpx2.URL) -> bool:
@@ -200,12 +211,29 @@ class AriRegistry(HttpReader):
         if self.settings.token is None:
             return False
         if self.settings.url:
-            return is_below(url, self.settings.url)
-        from_environment = os.environ.get(f"{self.settings.prefix}TOKEN") == self.settings.token.get_secret_value()
+            return is_below(url, self.settings.url) and not self._is_anothers(self.settings.url)
+        from_environment = self._is_from_environment()
         if not from_environment and (self.context.checkpoint is None or not self.registries.entries):
             return True  # given for this very call, and so for what it is about
         # A record in the checkpoint may name another place, and be a stranger's.
-        return bool(self.registries.entries) and is_below(url, self.candidates()[0].url)
+        # And what the environment holds is for the registry that it means, not for one picked for this call.
+        name = os.environ.get(f"{self.settings.prefix}REGISTRY") if from_environment else self.settings.registry
+        return bool(self.registries.entries) and is_below(url, self.registries.candidates(name)[0].url)
+
+    def _is_from_environment(self) -> bool:
+        given = self.settings.token
+        return given is not None and os.environ.get(f"{self.settings.prefix}TOKEN") == given.get_secret_value()
+
+    def _is_anothers(self, url: str) -> bool:
+        """Says whether the environment holds the token together with the address of another registry."""
+        own = os.environ.get(f"{self.settings.prefix}URL")
+        return bool(own) and self._is_from_environment() and base_url(str(own)) != url
+
+    def _announce_given(self, url: httpx2.URL) -> None:
+        """Names the place, if it is a stranger's file that says where the given token goes."""
+        for entry in self._found.entries if self._found else ():
+            if entry.untrusted and is_below(url, entry.url):
+                self._announce(entry, "the one that was given")
 
     def _registry_at(self, url: httpx2.URL) -> Registry | None:
         """Returns the registry that `url` is of: the one that was picked, else the closest."""
@@ -217,7 +245,7 @@ class AriRegistry(HttpReader):
         picked = {entry.name for entry in self.candidates()}
         return next((entry for entry in fitting if entry.name in picked), fitting[0])
 
-    def _announce(self, registry: Registry) -> None:
+    def _announce(self, registry: Registry, token_from: str | None) -> None:
         """Names a file that may be a stranger's, and the place it sends a token to, before that happens first."""
         url = httpx2.URL(registry.url)
         origin = f"{url.scheme}://{url.netloc.decode('ascii')}"
@@ -227,7 +255,7 @@ class AriRegistry(HttpReader):
         if origins.is_known(origin):
             return
         self.context.warn(
-            f"{quoted(str(registry.untrusted))} sends a token ({registry.token_from}) to {escape(origin)}, where "
+            f"{quoted(str(registry.untrusted))} sends a token ({token_from}) to {escape(origin)}, where "
             "none was sent before: if that is not your registry, revoke the token"
         )
         try:
@@ -492,8 +520,8 @@ class AriRegistry(HttpReader):
             if answer.status != HTTPStatus.BAD_REQUEST:
                 answer.require({HTTPStatus.OK})
                 level = _level(_parsed(answer).get("visibility"))
-                if level is None:
-                    raise IntegrityError(f"{answer.where}: the registry does not say which level it is now")
+                if level is None or level.rank < target.rank:
+                    raise IntegrityError(f"{answer.where}: the registry does not say that it is {target} now")
                 return level
             refused = self._refusal(answer)
         level = self._stat(locator).visibility
@@ -502,11 +530,26 @@ class AriRegistry(HttpReader):
         return level  # it only ever moves up, which the server calls an error and the contract does not
 
     def _delete(self, locator: Locator) -> None:
-        base, _ = _parts(locator)
+        base, digits = _parts(locator)
         self._require_token(base)
+        try:
+            self._remove_claim(locator, digits)
+        except (httpx2.TransportError, Unavailable):
+            self._unclear.add(locator)
+            raise
+
+    def _remove_claim(self, locator: Locator, digits: str) -> None:
         with self._fetcher.answer("DELETE", parse_url(_url(locator))) as answer:
-            if not (answer.status in _ABSENT and answer.is_json):
+            gone = answer.status in _ABSENT and answer.is_json
+            # A first try may have done it, and its answer got lost: what is there is others' now.
+            theirs = answer.status == HTTPStatus.FORBIDDEN and locator in self._unclear
+            if not (gone or theirs):
                 answer.require({HTTPStatus.OK, HTTPStatus.NO_CONTENT})
+                # Believing a page for people, a record would lose what is still there.
+                if answer.status == HTTPStatus.OK:
+                    said = _parsed(answer).get("deleted")
+                    if not (_is_id_of(said, digits) or _is_id_of(digits, str(said))):
+                        raise IntegrityError(f"{answer.where}: the registry does not say that it deleted this")
 
     def _list(self, after: str | None) -> Iterator[tuple[Artifact, str]]:
         base = self.candidates()[0].url
@@ -523,10 +566,12 @@ class AriRegistry(HttpReader):
                 cursor = item.get("cursor") if isinstance(item, dict) else None
                 if not isinstance(cursor, str):
                     raise IntegrityError(f"{shown(parse_url(base))}: the registry's listing has no cursors")
-                after = cursor
                 yield _artifact(base, item), cursor
             if not items or page.get("next") is None:
                 return
+            if after == cursor:
+                raise IntegrityError(f"{shown(parse_url(base))}: the registry's listing goes in a circle")
+            after = cursor
 
     def share(self, locator: Locator, expires: timedelta | None) -> Share:
         """Makes a fetch token.
@@ -544,7 +589,7 @@ class AriRegistry(HttpReader):
         content = json.dumps({"expires_in": seconds}).encode()
         says = self._ask("POST", f"{_url(locator)}/tokens", _as_json, content)
         token = says.get("token")
-        if not isinstance(token, str):
+        if not (isinstance(token, str) and TOKEN.fullmatch(token)):
             raise IntegrityError(f"{shown(parse_url(base))}: the registry made no token")
         return Share(_url(locator), token, str(says.get("id", "")), _time(says.get("expires_at")))
 
@@ -564,11 +609,16 @@ class AriRegistry(HttpReader):
     def _refusal(self, answer: Answer) -> BackendError:
         where = answer.where
         match answer.status:
-            case HTTPStatus.NOT_FOUND if not answer.is_json and self._should_be_registry(answer):
+            case HTTPStatus.NOT_FOUND | HTTPStatus.GONE if not answer.is_json and self._should_be_registry(answer):
                 # Believing a proxy's page, a record would lose what is still there.
                 return Unsupported(
-                    f"{where}: something answers 404 there, but not a registry",
+                    f"{where}: something answers {answer.status} there, but not a registry",
                     hint="check the address of the registry, and the part behind the host, if there should be one",
+                )
+            case HTTPStatus.FORBIDDEN if answer.is_json and answer.credentials.token:
+                return AccessDenied(
+                    f"{where}: the server answers 403 (Forbidden){answer.reason()}",
+                    hint="the token is valid, but not for this: it can only read, or this is somebody else's",
                 )
             case HTTPStatus.CONFLICT:
                 return Unsupported(

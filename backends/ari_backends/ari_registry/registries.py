@@ -12,6 +12,7 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import unquote
 
 import httpx2
 from pydantic import BaseModel, ConfigDict, SecretStr, field_validator
@@ -134,10 +135,12 @@ class Registries:
             InvalidConfiguration: There is none, or none of that name.
         """
         if not self.entries:
-            looked = ", ".join(quoted(str(place.path)) for place in self.looked)
+            looked = " or ".join(quoted(str(place.path)) for place in self.looked if not place.deprecated)
+            absent = f": there is no {looked}" if looked else ""
             raise InvalidConfiguration(
-                f"no registry is configured{self._where() or f': there is no {looked}'}",
-                hint=f"write such a file, set {URL_VARIABLE} and {TOKEN_VARIABLE}, or give -o url=https://HOST",
+                f"no registry is configured{self._where() or absent}",
+                hint=f"name a file in {FILE_VARIABLE}, set {URL_VARIABLE} and {TOKEN_VARIABLE}, "
+                "or give -o url=https://HOST",
             )
         wanted = name or os.environ.get(NAME_VARIABLE)
         if not wanted:
@@ -161,14 +164,14 @@ def base_url(text: str) -> str:
         InvalidConfiguration: It is not https (or http on this very machine), or holds more than an address.
     """
     url = parse_url(text)
-    if url.query or "#" in text:
+    if "?" in text or "#" in text:
         raise InvalidConfiguration("the address of a registry has no '?' or '#' part")
     return str(url).rstrip("/")
 
 
 def is_below(url: httpx2.URL, base: str) -> bool:
-    """Says whether `url` is of the registry at `base`."""
-    return str(url).startswith(base + "/")
+    """Says whether `url` is of the registry at `base`; a server may read an escaped ``..`` as a way out of it."""
+    return str(url).startswith(base + "/") and ".." not in re.split(r"[/\\]", unquote(str(url)))
 
 
 def find_registries(checkpoint: Path | None) -> Registries:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -106,7 +107,7 @@ def publish(
     with output.progress() as progress:
         done = run(
             checkpoint,
-            backend=backend or (_REGISTRY if registry else None),
+            backend=_REGISTRY if backend is None and registry is not None else backend,
             options=settings,
             visibility=visibility,
             dry_run=dry_run,
@@ -281,7 +282,7 @@ def delete(
       ari ear delete run_42
       ari ear delete run_42 --yes
     """
-    from ari_core.errors import UsageError
+    from ari_core.errors import UsageError, escape
     from ari_core.workflows.checkpoint import find_checkpoint
     from ari_core.workflows.delete import delete as run
     from ari_core.workflows.promote import published_record
@@ -297,7 +298,7 @@ def delete(
             if record.visibility in {"public", "unlisted"}
             else ""
         )
-        click.confirm(f"Delete {record.ref}?{cited}", abort=True, err=True)
+        click.confirm(f"Delete {escape(record.ref)}?{cited}", abort=True, err=True)
     settings = options.settings(pairs, registry=registry, token=token, token_file=token_file)
     gone = run(checkpoint, options=settings, dry_run=dry_run, warn=output.warn)
     if dry_run:
@@ -354,7 +355,7 @@ def share(
             "url": made.url,
             "token": made.token,
             "id": made.id,
-            "expires": made.expires.isoformat() if made.expires else None,
+            "expires": _time(made.expires) if made.expires else None,
             "visibility": done.visibility,
             "works_now": done.works_now,
             "bundle_sha256": done.record.bundle_sha256,
@@ -363,10 +364,14 @@ def share(
         f"Whoever has this token can read {made.url}:",
         f"  token    {made.token}   (shown only now)",
         f"  id       {made.id}",
-        f"  expires  {made.expires.isoformat() if made.expires else 'never'}",
+        f"  expires  {_time(made.expires) if made.expires else 'never'}",
         "For the reader:",
         f"  {done.clone_command}",
     )
+
+
+def _time(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _fields(record: Record) -> dict[str, Any]:

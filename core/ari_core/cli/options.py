@@ -99,9 +99,9 @@ def settings(
                 "no environment variable has the name that --token gives, so that is taken as the token itself, "
                 "which process lists show; use --token-file"
             )
-        _set(found, "token", os.environ.get(token, token))
+        _set(found, "token", _one_word(os.environ.get(token, token), "--token"))
     if token_file is not None:
-        _set(found, "token", _read_token(token_file))
+        _set(found, "token", _one_word(_read_token(token_file), f"--token-file {quoted(token_file)}"))
     if max_download is not None:
         _set(found, "max_download", max_download)
     return found
@@ -113,13 +113,27 @@ def _set(found: dict[str, str], key: str, value: str) -> None:
     found[key] = value
 
 
+def _one_word(token: str, where: str) -> str:
+    if not token or " " in token or not (token.isascii() and token.isprintable()):
+        raise UsageError(f"{where}: a token is one word of printable ASCII characters, and this is not")
+    return token
+
+
 def _read_token(name: str) -> str:
     try:
-        text = sys.stdin.read(_LONGEST_TOKEN) if name == "-" else Path(name).read_text("utf-8")
+        if name == "-":
+            text = sys.stdin.read(_LONGEST_TOKEN)
+        else:
+            with Path(name).open(encoding="utf-8") as file:
+                text = file.read(_LONGEST_TOKEN)  # of whatever is named by mistake, /dev/zero included
     except UnicodeDecodeError:
         text = ""
+    except FileNotFoundError:
+        raise UsageError(f"there is no token file {quoted(name)}", hint="check the spelling of the path") from None
     except OSError as error:
         raise from_os_error(error, f"reading the token file {quoted(name)}") from error
+    if len(text) == _LONGEST_TOKEN:
+        raise UsageError(f"{quoted(name)} is too long to hold a token and nothing else")
     if not text.strip():
         raise UsageError(f"there is no token in {quoted(name)}")
     return text.strip()

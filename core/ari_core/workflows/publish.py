@@ -197,7 +197,7 @@ def _check_unchanged(job: _Job) -> None:
 
 
 def _choose(backend: str | None, job: _Job, plugins: LoadedPlugins) -> tuple[str, str]:
-    if backend:
+    if backend is not None:
         return backend, f"asked for by --backend {backend}"
     stated = job.manifest.publish.get("backend")
     if isinstance(stated, str) and stated:
