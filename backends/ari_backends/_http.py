@@ -378,7 +378,8 @@ def refusal(answer: Answer) -> BackendError:
             return NotFound(f"{where}: it was deleted", hint="look for another copy of the same bundle")
         case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
             # HEAD brings no sentence.
-            unsaid = ": the token is not accepted" if answer.credentials.token else ""
+            refused = status == HTTPStatus.UNAUTHORIZED and answer.credentials.token
+            unsaid = ": the token is not accepted" if refused else ""
             return AccessDenied(says + (answer.reason() or unsaid), hint=answer.credentials.hint)
         case HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
             return AccessDenied(says, hint="check the credentials for the proxy")

@@ -364,7 +364,7 @@ async def _list_artifacts(call: Call) -> Response:
     user = call.user if mine in {"1", "true"} else None
     page = partial(call.registry.index.page, user=user, after=after, limit=int(limit), query=words)
     rows, cursor = await call.registry.listing(page)
-    page_of = {"user": user} if user else {}
+    page_of = {"user": user, "scope": call.by.scope} if user else {}
     items = [{**_meta(call, row), "cursor": cursor_behind(row)} for row in rows]
     return JSONResponse({"artifacts": items, "next": cursor, **page_of})
 

@@ -195,10 +195,13 @@ def issue(*, user: str, expires: str | None, scope: Literal["publish", "read"], 
     from contextlib import closing
 
     from ari_core.durations import parse_expiry
-    from ari_server.tokens import Tokens
+    from ari_server.tokens import TOKENS_FILE, Tokens
 
     lifetime = None if expires is None else parse_expiry(expires)
-    with closing(Tokens(_configuration(**given))) as tokens:
+    config = _configuration(**given)
+    if not (config.data / TOKENS_FILE).exists():  # a mistyped folder would make a token that no server knows
+        output.warn(f"there was no registry in {quoted(str(config.data))} yet; this begins one")
+    with closing(Tokens(config)) as tokens:
         issued = tokens.issue(user, scope=scope, expires=lifetime)
     output.result(
         {

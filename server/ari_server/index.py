@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -78,6 +78,7 @@ _CURSOR: Final = re.compile(r"(-?[0-9]{1,12}) ([0-9a-f]{64})")
 
 _GENERATION: Final = "generation"
 _COMPLETE: Final = "complete"
+_PLACE: Final = "place"
 _FROM_CONTENT: Final = ("bundle_sha256", "file_count", "total_bytes", "license", "title", "manifest_sha256")
 
 _tables: Final = MetaData()
@@ -349,15 +350,39 @@ class Index:
             AriError: It could not be written.
         """
         with self._database.write() as connection:
-            taken = select(_artifacts.c.archive_sha256).where(
-                _artifacts.c.id == row.id, _artifacts.c.archive_sha256 != row.archive_sha256
-            )
-            if connection.execute(taken).first():
-                raise AlreadyExists(f"another archive has the id {row.id} already; nothing was overwritten")
-            _upsert(connection, [(row, search)], _fact(connection, _GENERATION))
-            if quota is not None and (used := connection.execute(_used(quota[0])).scalar() or 0) > quota[1]:
-                raise QuotaExceeded(f"your quota is {quota[1]} bytes; with this you would own {used}")
-            self._end(connection, row.archive_sha256)
+            self._put(connection, row, search, quota)
+
+    def agree(
+        self,
+        archive_sha256: str,
+        look: Callable[[], Row | None],
+        search: str = "",
+        *,
+        quota: tuple[str, int] | None = None,
+        tombstone: bool = False,
+    ) -> Row | None:
+        """Writes what `look` finds in the store now; returns it.
+
+        It looks while nobody else can write, so that nothing older ever takes the place of what is newer: what was
+        acknowledged to one client stays, whatever others do at the same time.
+
+        Args:
+            archive_sha256: Which artifact.
+            look: Asks the store; None if it is gone. Must be quick.
+            search: As for `put`.
+            quota: As for `put`.
+            tombstone: As for `remove`, if it is gone.
+
+        Raises:
+            AriError: As `look`, `put` and `remove` say; nothing was changed.
+        """
+        with self._database.write() as connection:
+            row = look()
+            if row is None:
+                self._remove(connection, archive_sha256, tombstone=tombstone)
+            else:
+                self._put(connection, row, search, quota)
+        return row
 
     def remove(self, archive_sha256: str, *, tombstone: bool) -> None:
         """Removes a row and ends this process's intent; absent is fine.
@@ -406,6 +431,23 @@ class Index:
         """Whether a `reindex` was ever finished."""
         with self._database.read() as connection:
             return _fact(connection, _COMPLETE) > 0
+
+    def is_of(self, place: str) -> bool:
+        """Whether its locators are of this place: a copied or moved directory brings an index of another one."""
+        with self._database.read() as connection:
+            return _fact(connection, _PLACE) == _number_of(place)
+
+    def move_to(self, place: str, backend: Backend, *, progress: Progress | None = None) -> ReindexReport:
+        """Makes the index anew for this place; what was begun elsewhere is of no use here.
+
+        Raises:
+            AriError: As for `reindex`.
+        """
+        report = self.reindex(backend, progress=progress)
+        with self._database.write() as connection:
+            connection.execute(delete(_intents))
+            _set_fact(connection, _PLACE, _number_of(place))
+        return report
 
     def reindex(self, backend: Backend, *, progress: Progress | None = None) -> ReindexReport:
         """Makes the index agree with the store; servers may go on meanwhile.
@@ -483,6 +525,17 @@ class Index:
     def _number(self, statement: Select[Any]) -> int:
         with self._database.read() as connection:
             return connection.execute(statement).scalar() or 0
+
+    def _put(self, connection: Connection, row: Row, search: str, quota: tuple[str, int] | None) -> None:
+        taken = select(_artifacts.c.archive_sha256).where(
+            _artifacts.c.id == row.id, _artifacts.c.archive_sha256 != row.archive_sha256
+        )
+        if connection.execute(taken).first():
+            raise AlreadyExists(f"another archive has the id {row.id} already; nothing was overwritten")
+        _upsert(connection, [(row, search)], _fact(connection, _GENERATION))
+        if quota is not None and (used := connection.execute(_used(quota[0])).scalar() or 0) > quota[1]:
+            raise QuotaExceeded(f"your quota is {quota[1]} bytes; with this you would own {used}")
+        self._end(connection, row.archive_sha256)
 
     def _end(self, connection: Connection, archive_sha256: str) -> None:
         connection.execute(
@@ -780,6 +833,10 @@ def _split(query: str) -> list[str]:
 def _used(user: str) -> Select[Any]:
     mine = _owners.c.archive_sha256 == _artifacts.c.archive_sha256
     return select(func.sum(_artifacts.c.size)).join(_owners, mine).where(_owners.c.user == user)
+
+
+def _number_of(place: str) -> int:
+    return int.from_bytes(hashlib.sha256(place.encode("utf-8", "surrogateescape")).digest()[:7])
 
 
 def _fact(connection: Connection, name: str) -> int:

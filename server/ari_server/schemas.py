@@ -139,13 +139,14 @@ class Listed(Meta):
 class Listing(_Answer):
     """A page of artifacts, newest first; `next` goes into ``after`` for the page behind it.
 
-    With ``mine``, `user` is whose they are.
+    With ``mine``, `user` is whose they are, and `scope` that of the token.
     """
 
     example = {"artifacts": [Listed.example], "next": None}
     artifacts: list[Listed]
     next: str | None
     user: str = ""
+    scope: str = ""
 
 
 class NewFetchToken(_Answer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -83,10 +84,15 @@ def prepare(
         tokens.ping()
         with open_store(config) as store:
             _check_store(store)
-            index.repair(store)
-            if not index.complete:
+            if not (index.complete and index.is_of(place_of(config))):
                 with progress() as show:
-                    index.reindex(store, progress=show)
+                    index.move_to(place_of(config), store, progress=show)
+            index.repair(store)
+
+
+def place_of(config: ServerConfig) -> str:
+    """Names the store that an index is made for."""
+    return json.dumps([str(config.data.resolve()), config.backend, dict(sorted(config.options.items()))])
 
 
 def worker() -> FastAPI:

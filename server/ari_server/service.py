@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar, TypeVarTuple
+from typing import Any, Final, TypeVar, TypeVarTuple
 
 import anyio
 import anyio.to_thread
@@ -362,8 +362,6 @@ class Registry:
     def _agree(self, row: Row, search: str = "", *, tombstone: bool = True, user: str | None = None) -> Row | None:
         """Makes the index say what the store says, also against others who do the same at the same time.
 
-        Whoever writes looks at the store once more. So the last one to write has seen all that came before.
-
         Args:
             row: The artifact, as it was before.
             search: See `Index.put`.
@@ -377,18 +375,15 @@ class Registry:
             QuotaExceeded: It does not; the index is as it was.
         """
         quota = (user, int(self.config.quota)) if user and self.config.quota else None
-        written: Row | Literal["nothing"] | None = "nothing"
-        for _ in range(_TRIES):
-            now = self._from_store(row)
-            if written == now:
-                return now
-            if now is None:
-                cited = row.visibility.rank >= Visibility.UNLISTED.rank
-                self.index.remove(row.archive_sha256, tombstone=tombstone and cited)
-            else:
-                self.index.put(now, search, quota=quota)
-            written = now
-        raise Unavailable(f"the artifact {row.id} is being changed all the time")
+        cited = row.visibility.rank >= Visibility.UNLISTED.rank
+        self._from_store(row)  # a store that fails or hangs does so here, where nobody has to wait for it
+        return self.index.agree(
+            row.archive_sha256,
+            lambda: self._from_store(row),
+            search,
+            quota=quota,
+            tombstone=tombstone and cited,
+        )
 
     def _from_store(self, row: Row) -> Row | None:
         try:

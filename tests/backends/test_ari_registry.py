@@ -342,6 +342,18 @@ def test_an_unset_variable_is_an_error_only_for_the_registry_that_is_used(
     assert tokens(server) == [None]
 
 
+def test_a_variable_without_its_dollar_is_not_sent_as_a_token(connect, serve, here, monkeypatch):
+    server = serve(Desk(ONE))
+    monkeypatch.setenv("ARI_LAB", "secret")
+    configure(here, ("lab", server.origin, "ARI_LAB"))
+    error = refused(ConfigurationError, lambda: connect().resolve(f"ari://lab/{ID}"))
+    assert (error.message.partition(": ")[2], error.hint) == (
+        "the token is the name of a variable",
+        "write $ before it",
+    )
+    assert tokens(server) == []
+
+
 @pytest.mark.parametrize("spelling", ["$ARI", "${ARI_LAB", "$", "$9", "two words", "zoë"])
 def test_a_token_that_is_neither_is_an_error(connect, serve, here, spelling):
     server = serve(Desk(ONE))

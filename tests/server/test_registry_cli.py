@@ -19,7 +19,8 @@ from ari_backends.filesystem_registry import FilesystemRegistry
 from ari_core.errors import ReadOnly
 from ari_core.wrappers import ReadOnlyBackend
 from ari_server.config import ServerConfig
-from ari_server.serve import _check_store
+from ari_server.index import Index
+from ari_server.serve import _check_store, prepare
 from ari_server.tokens import Tokens
 
 EXISTING = Path(__file__).parents[1] / "data" / "existing"
@@ -273,6 +274,32 @@ def test_a_store_that_lacks_what_serving_needs_is_refused_by_all_that_it_lacks(d
     code, message = refused("--data-dir", data, "--backend", "https", "--port", "0")
     assert code == 2
     assert re.search(r"'https'.* lacks put, delete, list, visibility, stores_meta, owners", message)
+
+
+def locators(config):
+    with closing(Index(config)) as index:
+        assert index.intents() == []
+        return {Path(row.locator) for row in index.page(user="alice", after=None, limit=50, query=None)[0]}
+
+
+def test_a_directory_that_was_moved_or_copied_is_served_from_where_it_is(existing, tmp_path):
+    before = ServerConfig(data=existing)
+    prepare(before)
+    known = locators(before)
+    assert known
+    with closing(Index(before)) as index:
+        index.intend("0" * 64, str(existing / "artifacts" / ("0" * 16)))  # cut off by a crash
+    for make, name in ((shutil.copytree, "copy"), (shutil.move, "moved")):
+        make(existing, tmp_path / name)
+        after = ServerConfig(data=tmp_path / name)
+        prepare(after)
+        assert locators(after) == {tmp_path / name / path.relative_to(existing) for path in known}
+
+
+def test_an_index_is_not_made_again_where_it_was_made(existing, monkeypatch):
+    prepare(ServerConfig(data=existing))
+    monkeypatch.setattr(Index, "reindex", None)
+    prepare(ServerConfig(data=existing))
 
 
 def test_a_store_that_takes_no_writes_here_is_not_said_to_be_of_the_wrong_kind(tmp_path):

@@ -350,15 +350,15 @@ def test_a_store_that_is_away_is_asked_to_be_tried_again(server, alice, monkeypa
 
 def test_an_upload_whose_index_entry_failed_is_repaired_by_repeating_it(server, alice, monkeypatch):
     sample = Sample.new()
-    real = server.registry.index.put
+    real = server.registry.index.agree
 
     def failing(*_, **__):
         raise Unavailable("the database is away")
 
-    monkeypatch.setattr(server.registry.index, "put", failing)
+    monkeypatch.setattr(server.registry.index, "agree", failing)
     assert server.upload(sample, alice).status_code == 503
     assert sample.sha256 in {intent.archive_sha256 for intent in server.registry.index.intents()}
-    monkeypatch.setattr(server.registry.index, "put", real)
+    monkeypatch.setattr(server.registry.index, "agree", real)
     assert server.request("GET", sample.path, alice).status_code == 404
     assert server.upload(sample, alice).status_code == 200
     assert server.request("GET", sample.path, alice).content == sample.data
@@ -372,20 +372,21 @@ def test_a_change_between_a_look_at_the_store_and_the_index_is_not_lost(server, 
     sample = Sample.new()
     bob = server.token("bob")
     server.upload(sample, alice)
-    real = registry.index.put
+    real = registry.index.agree
     once = []
 
-    def late(row, search="", **more):
+    def late(archive_sha256, look, *more, **named):
         if not once:
             once.append(True)
+            row = registry.find(archive_sha256)
             if change == "promote":
                 registry._owners.raise_own(row.locator, "alice", Visibility.PUBLIC)
             else:
                 registry._owners.disclaim(row.locator, "alice")
                 registry._owners.disclaim(row.locator, "bob")
-        real(row, search, **more)
+        return real(archive_sha256, look, *more, **named)
 
-    monkeypatch.setattr(registry.index, "put", late)
+    monkeypatch.setattr(registry.index, "agree", late)
     assert server.upload(sample, bob).status_code == 200
     if change == "promote":
         assert registry.find(sample.id).visibility is Visibility.PUBLIC

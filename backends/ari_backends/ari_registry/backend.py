@@ -24,7 +24,15 @@ from pydantic import Field, field_validator
 
 from ari_backends._http import TOKEN, Answer, Credentials, HttpReader, HttpSettings, parse_url, refusal, shown
 from ari_backends.ari_registry import origins
-from ari_backends.ari_registry.registries import Registries, Registry, base_url, find_registries, is_below
+from ari_backends.ari_registry.places import URL_VARIABLE
+from ari_backends.ari_registry.registries import (
+    TOKEN_VARIABLE,
+    Registries,
+    Registry,
+    base_url,
+    find_registries,
+    is_below,
+)
 from ari_core.contract import (
     CHUNK,
     Artifact,
@@ -114,10 +122,12 @@ class TokenCheck:
     Attributes:
         state: ``none``, ``accepted``, or ``not-checked`` by a server that offers no way.
         user: Whose it is, as far as the server tells.
+        scope: What it may do, as far as the server tells.
     """
 
     state: str
     user: str | None = None
+    scope: str | None = None
 
 
 class AriRegistry(HttpReader):
@@ -200,7 +210,10 @@ class AriRegistry(HttpReader):
             registry = None if self.context.anonymous else self._registry_at(url)
             token = registry.token() if registry else None
             if registry is None or token is None:
-                where = f"{registry.where} has no token" if registry else "no token goes with this address"
+                if registry and registry.where == URL_VARIABLE:
+                    where = f"{TOKEN_VARIABLE} is not set"
+                else:
+                    where = f"{registry.where} has no token" if registry else "no token goes with this address"
                 return Credentials(None, f"{where}: give --token-file FILE, or see `ari config check`")
             if registry.untrusted:
                 self._announce(registry, registry.token_from)
@@ -386,8 +399,11 @@ class AriRegistry(HttpReader):
             return TokenCheck("none")
         if not self.about(base).is_ours:
             return TokenCheck("not-checked")
-        user = self._ask("GET", f"{base}/artifacts?mine=1&limit=1").get("user")
-        return TokenCheck("accepted", escape(user[:100]) if isinstance(user, str) else None)
+        told = self._ask("GET", f"{base}/artifacts?mine=1&limit=1")
+        user, scope = (
+            escape(value[:100]) if isinstance(value := told.get(key), str) else None for key in ("user", "scope")
+        )
+        return TokenCheck("accepted", user, scope)
 
     def _probe(self) -> Capabilities:
         base = self.candidates()[0].url
@@ -534,7 +550,7 @@ class AriRegistry(HttpReader):
         self._require_token(base)
         try:
             self._remove_claim(locator, digits)
-        except (httpx2.TransportError, Unavailable):
+        except httpx2.TransportError:
             self._unclear.add(locator)
             raise
 
@@ -547,6 +563,7 @@ class AriRegistry(HttpReader):
                 answer.require({HTTPStatus.OK, HTTPStatus.NO_CONTENT})
                 # Believing a page for people, a record would lose what is still there.
                 if answer.status == HTTPStatus.OK:
+                    self._unclear.add(locator)  # until all of the answer is here
                     said = _parsed(answer).get("deleted")
                     if not (_is_id_of(said, digits) or _is_id_of(digits, str(said))):
                         raise IntegrityError(f"{answer.where}: the registry does not say that it deleted this")

@@ -44,6 +44,7 @@ class Checked:
         version: Of the server.
         token: ``accepted``, ``refused``, ``none``, ``not-checked`` (the server offers no way) or ``unknown``.
         user: Whose token it is, as far as the server tells.
+        scope: What it may do: ``publish`` or ``read``, as far as the server tells.
         problem: What is wrong, or None.
         hint: The next step, or None.
         exit_code: What the problem means for a command.
@@ -57,6 +58,7 @@ class Checked:
     version: str = ""
     token: str = "unknown"  # noqa: S105 - a state
     user: str | None = None
+    scope: str | None = None
     problem: str | None = None
     hint: str | None = None
     exit_code: int = 0
@@ -133,4 +135,4 @@ def _check(entry: Registry, context: OpenContext) -> Checked:
                 hint=error.hint,
                 exit_code=error.exit_code,
             )
-        return replace(found, token=token.state, user=token.user)
+        return replace(found, token=token.state, user=token.user, scope=token.scope)

@@ -39,6 +39,7 @@ def check(checkpoint: Path | None, *, registry: str | None) -> int:
         lines.append(f"registry {entry.name or '(without a name)'}: {entry.url} ({entry.configured_in})")
         lines.append(f"  server  {entry.version or 'a registry'}" if entry.reachable else "  server  not reached")
         whose = f", as {entry.user}" if entry.user else ""
+        whose += ", for reading only" if entry.scope == "read" else ""
         lines.append(f"  token   {_TOKENS[entry.token]}{whose}{_from(entry.token_from)}")
         if entry.problem:
             lines.append(f"  problem {entry.problem}")

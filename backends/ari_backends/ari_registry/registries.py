@@ -83,6 +83,8 @@ class Registry:
             value = self._expanded(variable)
         elif value.startswith("$"):
             raise self._error("the token is neither $NAME nor ${NAME} nor a token")
+        elif value in os.environ:
+            raise self._error("the token is the name of a variable", hint="write $ before it")
         if not TOKEN.fullmatch(value):
             raise self._error("the token is not one word of printable ASCII characters")
         return SecretStr(value)

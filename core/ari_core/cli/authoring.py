@@ -229,7 +229,7 @@ def status(checkpoint: Path | None) -> None:
         lines += [
             f"  published    {record.bundle_sha256}{now}",
             f"  ref          {record.ref}",
-            f"  visibility   {record.visibility}, wished for: {record.wish or 'nothing'}",
+            f"  visibility   {record.visibility}, wished for: {_wish(record)}",
             f"  since        {record.timestamp}",
         ]
         lines.append(f"  reader       {clone_command(record)}")
@@ -372,6 +372,10 @@ def share(
 
 def _time(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _wish(record: Record) -> str:
+    return "nothing" if record.wish in {None, "", "staged"} else str(record.wish)
 
 
 def _fields(record: Record) -> dict[str, Any]:
