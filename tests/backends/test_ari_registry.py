@@ -1014,7 +1014,6 @@ def test_share(connect, serve):
         if request.target.endswith("/tokens"):
             asked.append(json.loads(read_body(request, wire)))
             as_json(wire, {"id": "t1", "token": "arif_x", "expires_at": "2030-01-02T03:04:05Z"})
-            wire.keep = False
         else:
             Desk(ONE)(request, wire)
 

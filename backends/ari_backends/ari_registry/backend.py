@@ -307,7 +307,8 @@ class AriRegistry(HttpReader):
             try:
                 return self._pinned(f"{registry.url}/artifact/{digits}")
             except NotFound:
-                continue
+                if len(candidates) == 1:
+                    raise  # it may say more, as that it was deleted
             except (BackendError, httpx2.TransportError) as error:
                 ours = error if isinstance(error, BackendError) else self._translate(error)
                 if ours is None or len(candidates) == 1:
