@@ -153,9 +153,15 @@ class Registry:
                 part.close()
 
     def mend(self) -> None:
-        """Repairs what a worker that was killed has left half-done, while others go on."""
-        if mended := self.index.repair(self.store, among_others=True):
-            _log.warning("mended %d changes that a killed process had left", mended)
+        """Repairs what a worker that was killed has left half-done, while others go on.
+
+        A store or database that fails just now is no reason not to serve: the next start tries again.
+        """
+        try:
+            if mended := self.index.repair(self.store, among_others=True):
+                _log.warning("mended %d changes that a killed process had left", mended)
+        except AriError as error:
+            _log.warning("not mended: %s", error.message)
 
     async def in_thread(self, call: Callable[[*_A], _T], *arguments: *_A) -> _T:
         """Calls what blocks in one of a bounded number of threads."""

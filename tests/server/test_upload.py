@@ -24,6 +24,7 @@ from ari_core.contract import Visibility
 from ari_core.errors import NotFound, Unavailable
 from ari_core.wrappers import Fault, FaultyBackend
 from ari_server import upload
+from ari_server.index import Index
 from ari_server.multipart import Form
 from ari_server.problems import Problem
 from ari_server.upload import Pipe
@@ -428,3 +429,29 @@ def test_of_two_archives_that_race_for_one_id_one_gets_it(serve, monkeypatch):
     winner = (first, second)[answers.index(200)]
     assert [artifact.archive_sha256 for artifact, _ in server.registry.store.list()] == [winner.sha256]
     assert server.registry.index.intents() == []
+
+
+# -- workers that start while others serve ------------------------------------------------------------------------
+
+
+def test_a_worker_that_starts_mends_what_a_dead_one_left(serve, monkeypatch, tmp_path):
+    first = serve()
+    sample, alice = Sample.new(), first.token("alice")
+    first.upload(sample, alice)
+    row = first.registry.find(sample.id)
+    first.registry._owners.raise_own(row.locator, "alice", Visibility.PUBLIC)  # and then it was killed
+    monkeypatch.setattr(first.registry.index, "_who", "999999999-dead")
+    first.registry.index.intend(row.archive_sha256, row.locator)
+    assert first.request("GET", sample.path).status_code == 401
+    with Serving(first.registry.config.data):
+        assert first.request("GET", sample.path).status_code == 200
+    assert first.registry.index.intents() == []
+
+
+def test_a_worker_starts_also_when_nothing_can_be_mended_now(tmp_path, monkeypatch):
+    def failing(*_, **__):
+        raise Unavailable("the store is away")
+
+    monkeypatch.setattr(Index, "repair", failing)
+    with Serving(tmp_path / "data") as server:
+        assert server.request("GET", "/healthz").status_code == 200
