@@ -71,7 +71,7 @@ def owner_of(row: Row, caller: Caller | None) -> Owner | None:
     """Returns `caller` as an owner of the artifact; None for one who is none, and for fetch tokens."""
     if caller is None or caller.scope == "fetch":
         return None
-    return next((owner for owner in row.owners if owner.user == caller.user), None)
+    return row.owner(caller.user)
 
 
 def is_user(caller: Caller | None) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import logging
 import os
 import re
@@ -78,7 +79,6 @@ _CURSOR: Final = re.compile(r"(-?[0-9]{1,12}) ([0-9a-f]{64})")
 
 _GENERATION: Final = "generation"
 _COMPLETE: Final = "complete"
-_PLACE: Final = "place"
 _FROM_CONTENT: Final = ("bundle_sha256", "file_count", "total_bytes", "license", "title", "manifest_sha256")
 
 _tables: Final = MetaData()
@@ -195,6 +195,10 @@ class Row:
     title: str | None = None
     manifest_sha256: str | None = None
 
+    def owner(self, user: str | None) -> Owner | None:
+        """Returns `user` as one of the owners, or None."""
+        return next((owner for owner in self.owners if owner.user == user), None)
+
 
 @dataclass(frozen=True, slots=True)
 class Tombstone:
@@ -256,6 +260,7 @@ class Index:
         self._find_tombstone = self._database.compile(_FIND_TOMBSTONE)
         self._digits = re.compile(rf"[0-9a-f]{{{least},{MOST_DIGITS}}}")
         self._id_digits = config.id_digits
+        self._place = _place(config)
         self._who = f"{os.getpid()}-{secrets.token_hex(8)}"
 
     # -- every request -------------------------------------------------------------------------------------------
@@ -428,32 +433,16 @@ class Index:
 
     @property
     def complete(self) -> bool:
-        """Whether a `reindex` was ever finished."""
+        """Whether a `reindex` was finished in this place: what was moved or copied brings another one's index."""
         with self._database.read() as connection:
-            return _fact(connection, _COMPLETE) > 0
-
-    def is_of(self, place: str) -> bool:
-        """Whether its locators are of this place: a copied or moved directory brings an index of another one."""
-        with self._database.read() as connection:
-            return _fact(connection, _PLACE) == _number_of(place)
-
-    def move_to(self, place: str, backend: Backend, *, progress: Progress | None = None) -> ReindexReport:
-        """Makes the index anew for this place; what was begun elsewhere is of no use here.
-
-        Raises:
-            AriError: As for `reindex`.
-        """
-        report = self.reindex(backend, progress=progress)
-        with self._database.write() as connection:
-            connection.execute(delete(_intents))
-            _set_fact(connection, _PLACE, _number_of(place))
-        return report
+            return _fact(connection, _COMPLETE) == self._place
 
     def reindex(self, backend: Backend, *, progress: Progress | None = None) -> ReindexReport:
         """Makes the index agree with the store; servers may go on meanwhile.
 
         Each run has a number. What a server writes carries the latest one, so this neither overwrites it with what
-        it read before, nor takes it for gone. What follows from the content alone is not read again.
+        it read before, nor takes it for gone. What follows from the content alone is not read again. What
+        was begun in another place is dropped with its index.
 
         Raises:
             AriError: The store or the database fails; what was done stays, and it can be run again.
@@ -477,7 +466,9 @@ class Index:
                 progress("indexing", indexed, None if total is None else max(total, indexed))
         with self._database.write() as connection:
             removed = self._sweep(connection, generation)
-            _set_fact(connection, _COMPLETE, 1)
+            if _fact(connection, _COMPLETE) != self._place:
+                connection.execute(delete(_intents))
+                _set_fact(connection, _COMPLETE, self._place)
         return ReindexReport(self.count(), removed, tuple(survey.warnings))
 
     def repair(self, backend: Backend, *, among_others: bool = False) -> int:
@@ -835,8 +826,10 @@ def _used(user: str) -> Select[Any]:
     return select(func.sum(_artifacts.c.size)).join(_owners, mine).where(_owners.c.user == user)
 
 
-def _number_of(place: str) -> int:
-    return int.from_bytes(hashlib.sha256(place.encode("utf-8", "surrogateescape")).digest()[:7])
+def _place(config: ServerConfig) -> int:
+    store = [str(config.data.resolve()), config.backend, config.options]
+    text = json.dumps(store, sort_keys=True).encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.sha256(text).digest()[:7])
 
 
 def _fact(connection: Connection, name: str) -> int:

@@ -60,6 +60,29 @@ LOG_CONFIG: Final[dict[str, Any]] = {
 """For ``uvicorn.run(log_config=LOG_CONFIG, access_log=False)``; workers get it, too."""
 
 
+class Answered:
+    """An ASGI ``send`` that counts what it passes on.
+
+    Attributes:
+        status: Status of the answer, 0 before it begins.
+        sent: Bytes of its body; to HEAD none are.
+        whole: All of it went out.
+    """
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self._send, self._counts = send, scope["method"] != "HEAD"
+        self.status, self.sent, self.whole = 0, 0, False
+
+    async def __call__(self, message: Message) -> None:
+        """Passes one message on."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        await self._send(message)
+        if message["type"] == "http.response.body":
+            self.sent += len(message.get("body", b"")) if self._counts else 0
+            self.whole = not message.get("more_body", False)
+
+
 class RequestLog:
     """ASGI middleware, the outermost: one line for each request, at its end, however it ends.
 
@@ -79,25 +102,18 @@ class RequestLog:
         request_id = scope.setdefault("state", {})["request_id"] = secrets.token_hex(8)
         _request.set(request_id)
         header = (b"x-request-id", request_id.encode())
-        status, sent, whole = 0, 0, False
+        answer = Answered(scope, send)
 
-        async def counting(message: Message) -> None:
-            nonlocal status, sent, whole
+        async def named(message: Message) -> None:
             if message["type"] == "http.response.start":
-                status = message["status"]
                 message = {**message, "headers": [*message.get("headers", ()), header]}
-            await send(message)
-            if message["type"] == "http.response.body":
-                sent += len(message.get("body", b""))
-                whole = not message.get("more_body", False)
+            await answer(message)
 
         try:
-            await self._app(scope, receive, counting)
+            await self._app(scope, receive, named)
         finally:
-            if scope["method"] == "HEAD":
-                sent = 0
             seconds = time.perf_counter() - started
-            _access.info("%s", _line(scope, status, sent, seconds, whole=whole))
+            _access.info("%s", _line(scope, answer.status, answer.sent, seconds, whole=answer.whole))
 
 
 class SecurityHeaders:

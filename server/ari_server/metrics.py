@@ -27,6 +27,8 @@ from prometheus_client.registry import Collector
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ari_server.logs import Answered
+
 if TYPE_CHECKING:
     from ari_server.service import Registry
 
@@ -62,7 +64,7 @@ class Metrics:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        status, sent, received, whole = 0, 0, 0, False
+        answer, received = Answered(scope, send), 0
 
         async def counting_in() -> Message:
             nonlocal received
@@ -70,25 +72,16 @@ class Metrics:
             received += len(message.get("body", b""))
             return message
 
-        async def counting_out(message: Message) -> None:
-            nonlocal status, sent, whole
-            await send(message)
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            else:
-                sent += len(message.get("body", b""))
-                whole = not message.get("more_body", False)
-
         try:
-            await self._app(scope, counting_in, counting_out)
+            await self._app(scope, counting_in, answer)
         finally:
             method = scope["method"] if scope["method"] in _METHODS else "other"
             route = getattr(scope.get("route"), "path", "none")
-            _REQUESTS.labels(method, route, f"{status // 100}xx" if whole else "aborted").inc()
+            _REQUESTS.labels(method, route, f"{answer.status // 100}xx" if answer.whole else "aborted").inc()
             _SECONDS.labels(method, route).observe(time.perf_counter() - started)
             _RECEIVED.inc(received)
-            _SENT.inc(0 if method == "HEAD" else sent)
-            if (method, route) == _UPLOAD and not (whole and status < 400):  # noqa: PLR2004 - of HTTP
+            _SENT.inc(answer.sent)
+            if (method, route) == _UPLOAD and not (answer.whole and answer.status < 400):  # noqa: PLR2004 - of HTTP
                 _REFUSED.labels(scope.get("state", {}).get("problem", "aborted")).inc()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import shutil
@@ -84,15 +83,10 @@ def prepare(
         tokens.ping()
         with open_store(config) as store:
             _check_store(store)
-            if not (index.complete and index.is_of(place_of(config))):
+            if not index.complete:
                 with progress() as show:
-                    index.move_to(place_of(config), store, progress=show)
+                    index.reindex(store, progress=show)
             index.repair(store)
-
-
-def place_of(config: ServerConfig) -> str:
-    """Names the store that an index is made for."""
-    return json.dumps([str(config.data.resolve()), config.backend, dict(sorted(config.options.items()))])
 
 
 def worker() -> FastAPI:

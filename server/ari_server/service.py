@@ -244,15 +244,18 @@ class Registry:
 
     # -- storing --
 
-    def check_quota(self, user: str, size: int) -> None:
-        """Says whether `user` may own `size` bytes more.
+    def check_quota(self, known: Row | Tombstone | None, user: str, size: int) -> bool:
+        """Says whether an archive of `size` bytes would be a new one of `user`, who may own so many more.
 
         Raises:
             Problem: Not so many (507).
         """
+        if isinstance(known, Row) and known.owner(user):
+            return False
         quota = self.config.quota
         if quota is not None and (used := self.index.used_bytes(user)) + size > quota:
             raise Problem(507, f"your quota is {quota} bytes: {used} are used, and this takes {size}")
+        return True
 
     def add(self, source: Source, manifest: Manifest, user: str, offer: Offer) -> Stored:
         """Makes `user` an owner of a verified archive, storing it if it is not there.
@@ -264,9 +267,7 @@ class Registry:
         """
         sha256 = source.archive_sha256
         known = self.index.find(sha256)
-        claims = not (isinstance(known, Row) and user in {owner.user for owner in known.owners})
-        if claims:
-            self.check_quota(user, source.size)
+        claims = self.check_quota(known, user, source.size)
         issued = known.id if known else self._free_id(sha256)
         self.index.intend(sha256, known.locator if isinstance(known, Row) else "")
         artifact, duplicate = self._put(source, user, offer)
@@ -284,7 +285,7 @@ class Registry:
             raise
         # The same user may have deleted it meanwhile: then that came after this.
         now = after or row
-        own = next((owner for owner in now.owners if owner.user == user), Owner(user))
+        own = now.owner(user) or Owner(user)
         return Stored(now, own, duplicate)
 
     def _free_id(self, sha256: str) -> str:

@@ -38,7 +38,6 @@ from ari_core.wish import check_wish, embargo_end
 from ari_core.workflows.publish import PackedFile
 from ari_server import metrics, multipart
 from ari_server.config import ServerConfig
-from ari_server.index import Row
 from ari_server.problems import Problem
 from ari_server.schemas import METADATA_HEADER, WISH_HEADER
 from ari_server.service import Offer, Registry, Stored
@@ -113,18 +112,14 @@ def _announced(headers: Headers, registry: Registry, user: str) -> _Announced:
             "wrong-content-type",
         )
     sha256 = _declared_digest(headers)
-    if sha256 and size is not None and not form and not _owns(registry.index.find(sha256), user):
-        registry.check_quota(user, size)
+    if sha256 and size is not None and not form:
+        registry.check_quota(registry.index.find(sha256), user, size)
     return _Announced(
         boundary,
         most,
         sha256,
         _offer(headers.get(WISH_HEADER), headers.get(METADATA_HEADER, "").encode("latin-1")),
     )
-
-
-def _owns(found: object, user: str) -> bool:
-    return isinstance(found, Row) and user in {owner.user for owner in found.owners}
 
 
 def _declared_digest(headers: Headers) -> str | None:

@@ -11,7 +11,7 @@ import stat
 import subprocess
 import tarfile
 import tempfile
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from unittest import mock
@@ -19,7 +19,7 @@ from unittest import mock
 import pytest
 from pydantic import ValidationError
 from support.forks import at_once
-from support.places import deadline, photograph, umask
+from support.places import deadline, failing_calls, photograph, umask
 from support.run import ari, ari_json
 from support.strace import CALL, CHANGING, Zygote, calls_in, sample
 
@@ -78,19 +78,7 @@ class TestConformance(BackendContract):
             "put": [(_local, "write_all", errno.ENOSPC)],
             "denied": [(Path, "lstat", errno.EACCES), (os, "open", errno.EACCES)],
         }
-        with ExitStack() as stack:
-            for owner, name, code in broken[step]:
-                real = getattr(owner, name)
-                calls = []
-
-                def fail(*args, calls=calls, code=code, real=real, name=name, **options):
-                    calls.append(args)
-                    ours = not isinstance(args[0], str | Path) or str(args[0]).startswith(root)
-                    if not ours or (name == "read" and len(calls) <= 3):
-                        return real(*args, **options)
-                    raise OSError(code, os.strerror(code), args[0] if isinstance(args[0], str) else None)
-
-                stack.enter_context(mock.patch.object(owner, name, fail))
+        with failing_calls(root, broken[step], reads=3):
             yield
 
 

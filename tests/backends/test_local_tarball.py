@@ -7,11 +7,12 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
 import pytest
+from support.places import failing_calls
 
 from ari_backends import _local, local_tarball
 from ari_backends.local_tarball import LocalTarball, file_ref, path_of
@@ -92,19 +93,7 @@ class TestConformance(BackendContract):
             "put": [(_local, "write_all", errno.ENOSPC)],
             "denied": [(Path, "stat", errno.EACCES), (os, "open", errno.EACCES)],
         }
-        with ExitStack() as stack:
-            for owner, name, code in broken[step]:
-                real = getattr(owner, name)
-                calls = []
-
-                def fail(*args, calls=calls, code=code, real=real, name=name, **options):
-                    calls.append(args)
-                    ours = not isinstance(args[0], str | Path) or str(args[0]).startswith(out)
-                    if not ours or (name == "read" and len(calls) == 1):
-                        return real(*args, **options)
-                    raise OSError(code, os.strerror(code), args[0] if isinstance(args[0], str) else None)
-
-                stack.enter_context(mock.patch.object(owner, name, fail))
+        with failing_calls(out, broken[step]):
             yield
 
 

@@ -1,4 +1,4 @@
-"""Where hostile archives are opened: folders with canaries, photographs of them, and time limits."""
+"""Places that are watched: folders with canaries, photographs of them, time limits, system calls that fail."""
 
 import faulthandler
 import hashlib
@@ -6,8 +6,9 @@ import os
 import signal
 import stat
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from unittest import mock
 
 
 class TooSlowError(BaseException):
@@ -117,3 +118,28 @@ class Place:
 
     def photograph(self):
         return photograph(self.outer)
+
+
+@contextmanager
+def failing_calls(root, faults, reads=1):
+    """Makes system calls fail that are about something below `root`, or about no path.
+
+    Args:
+        root: The folder.
+        faults: Each an owner, the name of its function, and the errno.
+        reads: So many calls of a function named "read" work at first.
+    """
+    with ExitStack() as stack:
+        for owner, name, code in faults:
+            real = getattr(owner, name)
+            calls = []
+
+            def fail(*args, calls=calls, code=code, real=real, name=name, **options):
+                calls.append(args)
+                ours = not isinstance(args[0], str | Path) or str(args[0]).startswith(root)
+                if not ours or (name == "read" and len(calls) <= reads):
+                    return real(*args, **options)
+                raise OSError(code, os.strerror(code), args[0] if isinstance(args[0], str) else None)
+
+            stack.enter_context(mock.patch.object(owner, name, fail))
+        yield
