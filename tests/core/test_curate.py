@@ -384,14 +384,15 @@ def test_ear_itself_may_be_a_link(checkpoint, tmp_path):
     assert curate(folder).included_files == ["a.txt", "b.txt"]
 
 
-def test_pipes_sockets_and_empty_folders_are_told(checkpoint):
+def test_pipes_sockets_and_empty_folders_are_told(checkpoint, monkeypatch):
     folder = checkpoint({"a": "", "data/x": ""}, "include: ['a', 'data/**', 'pipe-link']\n")
     ear = folder / "ear"
     os.mkfifo(ear / "data" / "pipe")
     os.mkfifo(ear / "unasked")
     (ear / "pipe-link").symlink_to("data/pipe")
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(os.path.relpath(ear / "data" / "socket"))
+        monkeypatch.chdir(ear / "data")  # the name of a socket has room for 107 bytes only
+        listener.bind("socket")
         (ear / "data" / "empty").mkdir()
         (ear / "empty-unasked").mkdir()
         result = curate(folder)
