@@ -80,7 +80,9 @@ class Blobs(ABC):
     def remove(self, key: str, *, version: Any = None) -> bool:
         """Removes a small object, durably; absent is fine.
 
-        Where no condition can go with a removal, write a note in its place that `read` takes for nothing.
+        Where no condition can go with a removal, write a note in its place that `read` takes for nothing, and over
+        which nobody writes until `clear`, which always follows, has taken it away: so the bytes of a put cannot go
+        with an artifact that was deleted before.
 
         Returns:
             False when it is not `version` any more; nothing was changed. None stands for any version.
@@ -448,6 +450,7 @@ class StoredLayout(Backend):
                     created = place.write(key, meta, replacing=None)
                     if created and place.size(bundle) != source.size:
                         place.remove(key)
+                        self._clear(place, artifact)
                         raise Unavailable(f"the artifact {artifact} was being deleted meanwhile")
                     found = self._stored(place, source)
             if not found:

@@ -13,6 +13,7 @@ Values never appear in messages when they are, or may hold, a secret.
 from __future__ import annotations
 
 import os
+import shlex
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -147,7 +148,8 @@ def open_backend(
 
     Raises:
         PluginError: There is no such backend, or it cannot be loaded.
-        ConfigurationError: A setting or the configuration file is wrong.
+        ConfigurationError: A setting or the configuration file is wrong; or a record names a place that the user
+            has to confirm.
         BackendError: The backend refuses its settings.
     """
     plugins = plugins or load_plugins()
@@ -156,7 +158,18 @@ def open_backend(
         cls = plugins.load_class(spec)
         kept = {k: v for k, v in recorded.items() if not (k in cls.trust_settings or is_secret(cls.Settings, k))}
         options = {**kept, **(options or {})}
+        _require_confirmed(cls, recorded, collect_settings(cls, options, profile, environment, names_of(plugins)))
     return _open(spec, profile, options, context, plugins, environment)
+
+
+def _require_confirmed(cls: type[Backend], recorded: Mapping[str, str], sourced: Sourced) -> None:
+    """Refuses to go without a place that a record names, where the user's credentials would go elsewhere then."""
+    for key in cls.trust_settings:
+        if key in recorded and key in cls.reader_settings and key not in sourced.values:
+            raise ConfigurationError(
+                f"the record names {escape(key)}={escape(recorded[key])}, which decides where your credentials go",
+                hint=f"if that is right, give -o {escape(key)}={escape(shlex.quote(recorded[key]))}",
+            )
 
 
 def open_for_ref(
@@ -176,7 +189,7 @@ def open_for_ref(
         context: The run; with ``anonymous`` no secret but those in `options` is used.
         plugins: Default: what is installed.
         recorded: Options that stand beside the ref in a record, perhaps a stranger's: only
-            `Backend.reader_settings` count.
+            `Backend.reader_settings` count; a caller who passes `trust_settings` opens it ``anonymous``.
         environment: Instead of the process's own.
 
     Raises:

@@ -29,7 +29,10 @@ from ari_core.contract import (
     ReadStream,
     Source,
     SupportsOwners,
+    SupportsServing,
     SupportsShare,
+    SupportsSweep,
+    SupportsTrial,
     SupportsWorkdir,
     Visibility,
     WatchedSource,
@@ -358,7 +361,14 @@ class ReadOnlyBackend(Wrapper):
         return None if protocol in _FOR_WRITING else super().optional(protocol)
 
 
-_FOR_WRITING: Final[tuple[object, ...]] = (SupportsOwners, SupportsShare, SupportsWorkdir)
+_FOR_WRITING: Final[tuple[object, ...]] = (
+    SupportsOwners,
+    SupportsServing,
+    SupportsShare,
+    SupportsSweep,
+    SupportsTrial,
+    SupportsWorkdir,
+)
 
 
 # -- failing on order --------------------------------------------------------------------------------------------

@@ -29,10 +29,10 @@ class Backend(ABC):
         Settings: A pydantic model with ``extra="forbid"``; secrets as `pydantic.SecretStr`.
         aliases: Environment variables read for a setting besides ``ARI_<BACKEND>_<KEY>``, by setting.
         reader_settings: Settings, none of them secret, that a reader of our refs must repeat as ``-o key=value``.
-            They stand in records, also in strangers': nothing that decides about trust (a proxy, a CA file)
-            belongs here.
+            They stand in records, also in strangers', and are used from there for reading without credentials.
         trust_settings: Settings that decide where credentials go or whom to trust (a server's address, a proxy).
-            They are kept in no record and taken from none, since records come with downloads.
+            No record decides about them, since records come with downloads. One that readers need, too, is kept in
+            it for them; who promotes or deletes gives it again.
     """
 
     name: ClassVar[str]

@@ -104,7 +104,7 @@ class WatchedSource(Source):
 
     def __init__(self, inner: Source) -> None:
         self._inner = inner
-        self.size, self.archive_sha256, self.bundle_sha256 = inner.size, inner.archive_sha256, inner.bundle_sha256
+        self.size, self.archive_sha256 = inner.size, inner.archive_sha256
         self.ended = False
         self.handed_over = False
         self.failure: Exception | None = None
@@ -117,6 +117,11 @@ class WatchedSource(Source):
             with self._noting():
                 stream = stack.enter_context(self._inner.open())
             yield _WatchedStream(self, stream)
+
+    @property
+    def bundle_sha256(self) -> str:  # type: ignore[override]
+        """The inner source's, which may know it at the end only."""
+        return self._inner.bundle_sha256
 
     @property
     def manifest(self) -> bytes:

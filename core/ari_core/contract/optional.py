@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from ari_core.contract.types import Locator, Share, Visibility
+from ari_core.contract.types import Capabilities, Leftover, Locator, Share, Visibility
 
 
 @runtime_checkable
@@ -85,3 +86,27 @@ class SupportsShare(Protocol):
             NotFound: There is no such artifact.
             AccessDenied: It is not ours to share.
         """
+
+
+@runtime_checkable
+class SupportsTrial(Protocol):
+    """Finds out what only writers who race each other can: whether a store keeps its promises."""
+
+    def trial(self) -> Capabilities:
+        """Lets writers race in the store, keeps the outcome there for `Backend.probe`, and returns it."""
+
+
+@runtime_checkable
+class SupportsSweep(Protocol):
+    """Finds and removes what interrupted runs left in the store, which no reader ever sees."""
+
+    def sweep(self, older_than: timedelta, *, dry_run: bool) -> Iterator[Leftover]:
+        """Yields what is older than that, each once it is removed; with `dry_run` nothing is."""
+
+
+@runtime_checkable
+class SupportsServing(Protocol):
+    """Remembers which registry a store serves: two databases that do not know of each other would contradict."""
+
+    def serve_for(self, registry: str, *, take_over: bool = False) -> str:
+        """Notes the registry unless another one is noted, or in any case with `take_over`; returns who is."""

@@ -186,6 +186,23 @@ class NewArtifact:
 
 
 @dataclass(frozen=True, slots=True)
+class Leftover:
+    """Something in a store that belongs to no artifact: what an interrupted run left.
+
+    Attributes:
+        what: Its kind, in words (``unfinished upload``).
+        name: Where it is.
+        size: Bytes, if known.
+        since: When it was made.
+    """
+
+    what: str
+    name: str
+    size: int | None
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Share:
     """What a reader without an account needs for one artifact.
 
@@ -212,7 +229,7 @@ class Source(ABC):
     Attributes:
         size: Bytes of the archive.
         archive_sha256: Digest of those bytes.
-        bundle_sha256: Digest of the canonical file list.
+        bundle_sha256: Digest of the canonical file list; like `manifest` it may be known after a clean end only.
     """
 
     size: int
@@ -252,8 +269,12 @@ class OpenContext:
         anonymous: The ref comes from a file that may be a stranger's (a record in a downloaded folder). The only
             secrets in the settings are those given for this very run: use no others, so none that an SDK or an
             HTTP client finds by itself (in the environment, in ``~/.netrc``, as a role of the machine).
+        turn: Given the name of an artifact, keeps everybody else who changes this store from changing it: wrap
+            each change in it where the store itself cannot let one through at a time. None: there is no such
+            help. A registry's database gives it.
     """
 
     checkpoint: Path | None = None
     warn: Callable[[str], None] = lambda _line: None
     anonymous: bool = False
+    turn: Callable[[str], AbstractContextManager[None]] | None = None

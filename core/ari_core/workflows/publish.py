@@ -250,10 +250,14 @@ def _put(job: _Job, store: Backend, before: Record | None, wish: str, *, replace
 
 
 def _kept_settings(store: Backend, options: Mapping[str, str]) -> dict[str, str]:
-    """Returns what of ``-o`` goes into the record: no secret or address, and paths that hold from any folder."""
+    """Returns what of ``-o`` goes into the record: no secret, and paths that hold from any folder.
+
+    Of what decides about trust only what readers need; who has credentials is asked again.
+    """
     kept = {}
+    left_out = set(store.trust_settings).difference(store.reader_settings)
     for key, value in options.items():
-        if not is_secret(store.Settings, key) and key not in store.trust_settings:
+        if not is_secret(store.Settings, key) and key not in left_out:
             typed = getattr(store.settings, key, None)
             kept[key] = str(typed.absolute()) if isinstance(typed, Path) else value
     return kept
