@@ -282,7 +282,8 @@ class Answer:
         self.method, self.status = response.request.method, response.status_code
         self.place = place(url)
         self.where = shown(start)
-        if url.origin != start.origin:
+        self.elsewhere = url.origin != start.origin
+        if self.elsewhere:
             self.where += f" (redirected to {_origin(url)})"
         self.chunks = response.iter_raw()
 
@@ -377,6 +378,12 @@ def refusal(answer: Answer) -> BackendError:
         case HTTPStatus.GONE:
             return NotFound(f"{where}: it was deleted", hint="look for another copy of the same bundle")
         case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
+            if answer.elsewhere:  # which has seen no token: the address itself was to open it
+                return AccessDenied(
+                    says,
+                    hint="the address that the first server gave is not taken there: run the same command again; "
+                    "if that does not help, a clock is wrong, or its operator has to be told",
+                )
             # HEAD brings no sentence.
             refused = status == HTTPStatus.UNAUTHORIZED and answer.credentials.token
             unsaid = ": the token is not accepted" if refused else ""
@@ -384,7 +391,7 @@ def refusal(answer: Answer) -> BackendError:
         case HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
             return AccessDenied(says, hint="check the credentials for the proxy")
         case HTTPStatus.TOO_MANY_REQUESTS:
-            return RateLimited(says, retry_after=_retry_after(answer.header("retry-after")))
+            return RateLimited(says, retry_after=retry_after(answer.header("retry-after")))
         case HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             return RangeError(f"{where}: the offset is past the end")
         case HTTPStatus.REQUEST_TIMEOUT | HTTPStatus.TOO_EARLY:
@@ -789,7 +796,7 @@ def _certificate_problem(error: BaseException) -> str | None:
     return None
 
 
-def _retry_after(text: str | None) -> float | None:
+def retry_after(text: str | None) -> float | None:
     """Seconds, from either form of the header (RFC 9110, section 10.2.3)."""
     if not text:
         return None

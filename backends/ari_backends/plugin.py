@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from ari_backends._claims import ari_registry_claims, filesystem_registry_claims, https_claims
+from ari_backends._claims import (
+    ari_registry_claims,
+    filesystem_registry_claims,
+    fsspec_claims,
+    https_claims,
+    s3_claims,
+)
 from ari_backends.ari_registry.places import configured
 from ari_core.contract import BackendSpec, Claim, CommandGroupSpec
 from ari_core.plugins import hookimpl
@@ -40,11 +46,27 @@ def ari_backends() -> list[BackendSpec]:
             configured=configured,
         ),
         BackendSpec(
+            name="s3",
+            backend="ari_backends.s3.backend:S3",
+            help="a bucket of any S3-compatible store: -o bucket=NAME -o endpoint_url=URL",
+            claims=s3_claims,
+            api=0,
+            extra="ari-registry[s3]",
+        ),
+        BackendSpec(
             name="https",
             backend="ari_backends.https:Https",
             help="read a bundle from any web server",
             claims=https_claims,
             api=0,
+        ),
+        BackendSpec(
+            name="fsspec",
+            backend="ari_backends.fsspec_url:FsspecUrl",
+            help="read a bundle from any other place that fsspec knows: gs://, abfs://, sftp://, hdfs://, …",
+            claims=fsspec_claims,
+            api=0,
+            extra="ari-registry[fsspec]",
         ),
     ]
 

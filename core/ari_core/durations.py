@@ -25,8 +25,8 @@ def parse_expiry(text: str, now: datetime | None = None) -> timedelta:
         UsageError: It is none of these, or has passed.
     """
     now = now or datetime.now(UTC)
-    if amount := _AMOUNT.fullmatch(text):
-        span = int(amount[1]) * _UNITS[amount[2]]
+    span = _span(text)
+    if span is not None:
         if span > datetime.max.replace(tzinfo=UTC) - now:
             raise UsageError(f"{quoted(text)} is further away than the calendar goes")
         return span
@@ -39,3 +39,22 @@ def parse_expiry(text: str, now: datetime | None = None) -> timedelta:
     if end <= now:
         raise UsageError(f"{quoted(text)} has passed")
     return end - now
+
+
+def parse_age(text: str, now: datetime | None = None) -> timedelta:
+    """Reads ``12h``, ``90d``, ``4w`` or ``2y``.
+
+    Raises:
+        UsageError: It is none of these.
+    """
+    span = _span(text)
+    if span is None:
+        raise UsageError(f"{quoted(text[:40])} is no age", hint="write 12h, 90d, 4w or 2y")
+    if span > (now or datetime.now(UTC)) - datetime.min.replace(tzinfo=UTC):
+        raise UsageError(f"{quoted(text)} is further back than the calendar goes")
+    return span
+
+
+def _span(text: str) -> timedelta | None:
+    amount = _AMOUNT.fullmatch(text)
+    return int(amount[1]) * _UNITS[amount[2]] if amount else None

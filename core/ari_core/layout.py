@@ -465,7 +465,7 @@ class StoredLayout(Backend):
             AlreadyExists: The id it would get is another archive's.
         """
         mine = source.archive_sha256[: self.id_digits]
-        for artifact in dict.fromkeys((mine, *place.held(source.archive_sha256))):
+        for artifact in self._candidates(place, source.archive_sha256):
             blob = place.read(key_of(artifact, META_NAME))
             if blob is None:
                 continue
@@ -478,6 +478,11 @@ class StoredLayout(Backend):
                     hint="let the store issue longer ids (id_digits)",
                 )
         return None
+
+    def _candidates(self, place: Blobs, sha256: str) -> Iterator[str]:
+        # As a rule the first one is it, and the others would take a request.
+        yield (mine := sha256[: self.id_digits])
+        yield from (artifact for artifact in place.held(sha256) if artifact != mine)
 
     def find(self, digits: str) -> Locator:
         """Returns the artifact `_here` whose id or archive digest starts with `digits`, or that has it as its id.

@@ -15,11 +15,11 @@ from typing import Final, Self
 from ari_core.contract import CHUNK, ReadStream, Source
 from ari_core.errors import ArchiveRefusedError, BackendBug, DigestMismatchError
 from ari_core.limits import Limits
-from ari_core.streams import ByteSource, Progress
+from ari_core.streams import ByteSource, Interruptible, Progress
 from ari_core.verification import Report, check_archive
 
-_PIECE: Final = 4 * CHUNK
-_PIECES_AHEAD: Final = 8
+_PIECE: Final = 2 * CHUNK
+_PIECES_AHEAD: Final = 4
 _POLL_SECONDS: Final = 0.1
 
 
@@ -73,9 +73,11 @@ class VerifyingSource(Source):
     def open(self) -> Iterator[ReadStream]:
         """Starts reading from the beginning.
 
-        The stream raises `VerificationError` before its end if the archive does not verify or is another one.
+        The stream raises `VerificationError` before its end if the archive does not verify or is another one; at
+        once, also while more bytes are waited for, if what they come from can be interrupted.
         """
-        with self._source.open() as stream, _Check(self._source.name, self._limits) as check:
+        self._report = None
+        with self._source.open() as stream, _Check(self._source.name, self._limits, stream) as check:
             yield _Passing(self, stream, check)
 
     def finish(self) -> Report:
@@ -91,18 +93,32 @@ class VerifyingSource(Source):
         return self.report
 
     def _accept(self, report: Report, count: int) -> None:
-        if report.form != "tar.gz":
-            raise ArchiveRefusedError("only gzip archives can be stored", hint="`ari mirror` packs it again")
-        if report.archive_sha256 != self.archive_sha256:
-            raise DigestMismatchError(
-                f"this is another archive: {self.archive_sha256} was declared, {report.archive_sha256} came",
-                expected=self.archive_sha256,
-                got=str(report.archive_sha256),
-                hint="send it again; perhaps it was changed on its way",
-            )
+        require_storable(report, self.archive_sha256)
         if count != self.size:
             raise ArchiveRefusedError(f"the archive has {count} bytes instead of {self.size}")
         self._report = report
+
+
+def require_storable(report: Report, archive_sha256: str | None) -> None:
+    """Refuses what verifies and still is not to be stored.
+
+    Args:
+        report: Of the archive.
+        archive_sha256: Digest that was declared, if one was.
+
+    Raises:
+        ArchiveRefusedError: It is no gzip archive.
+        DigestMismatchError: It is another archive.
+    """
+    if report.form != "tar.gz":
+        raise ArchiveRefusedError("only gzip archives can be stored", hint="pack it again: `ari mirror` does")
+    if archive_sha256 is not None and archive_sha256 != report.archive_sha256:
+        raise DigestMismatchError(
+            f"this is another archive: {archive_sha256} was declared, {report.archive_sha256} came",
+            expected=archive_sha256,
+            got=str(report.archive_sha256),
+            hint="send it again; perhaps it was changed on its way",
+        )
 
 
 class _Passing:
@@ -113,7 +129,11 @@ class _Passing:
         self._count = 0
 
     def read(self, size: int, /) -> bytes:
-        data = self._stream.read(min(size, _PIECE))
+        try:
+            data = self._stream.read(min(size, _PIECE))
+        except Exception:
+            self._check.raise_failure()  # which has interrupted this
+            raise
         if data:
             self._count += len(data)
             if self._count > self._source.size:
@@ -131,10 +151,11 @@ class _Check:
 
     size = None
 
-    def __init__(self, name: str, limits: Limits) -> None:
-        self.name, self._limits = name, limits
+    def __init__(self, name: str, limits: Limits, stream: ReadStream) -> None:
+        self.name, self._limits, self._stream = name, limits, stream
         self._pieces: queue.Queue[bytes | None] = queue.Queue(_PIECES_AHEAD)
         self._rest = memoryview(b"")
+        self._ended = False
         self._cancelled = threading.Event()
         self._done = threading.Event()
         self._report: Report | None = None
@@ -152,15 +173,20 @@ class _Check:
     def feed(self, data: bytes) -> None:
         """Hands on what comes next; raises what was found wrong with what came before."""
         self._hand_on(data)
+        self.raise_failure()
+
+    def raise_failure(self) -> None:
+        """Raises what was found wrong, if anything was."""
         if self._failure:
-            raise self._failure
+            raise self._failure from None
 
     def finish(self) -> Report:
         """Waits for the outcome."""
         self._hand_on(None)
         self._done.wait()
-        if self._failure or self._report is None:
-            raise self._failure or BackendBug("the verification was cancelled")
+        self.raise_failure()
+        if self._report is None:
+            raise BackendBug("the verification was cancelled")
         return self._report
 
     def _hand_on(self, data: bytes | None) -> None:
@@ -178,6 +204,8 @@ class _Check:
             self._failure = error
         finally:
             self._done.set()
+        if self._failure and not self._cancelled.is_set() and isinstance(self._stream, Interruptible):
+            self._stream.interrupt()
 
     # -- the side of the verification --
 
@@ -186,13 +214,16 @@ class _Check:
         yield self
 
     def read(self, size: int, /) -> bytes:
-        while not self._rest and not self._cancelled.is_set():
+        while not (self._rest or self._ended or self._cancelled.is_set()):
             try:
                 piece = self._pieces.get(timeout=_POLL_SECONDS)
             except queue.Empty:
                 continue
-            if piece is None:
-                return b""
-            self._rest = memoryview(piece)
+            self._ended = piece is None
+            self._rest = memoryview(piece or b"")
         data, self._rest = self._rest[:size], self._rest[size:]
         return bytes(data)
+
+    def interrupt(self) -> None:
+        """Ends a `read` that waits: nothing of what comes is needed any more."""
+        self._ended = True

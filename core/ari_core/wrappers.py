@@ -157,6 +157,7 @@ class RetryPolicy:
         base: Limit of the first pause, seconds.
         cap: Limit of any pause, seconds.
         deadline: Seconds after which no further try starts, counted like `tries`.
+        on_retry: Told why it will be tried again.
         sleep: Waits so many seconds.
         clock: Seconds from some fixed moment.
         jitter: Picks a pause between 0 and a limit.
@@ -166,6 +167,7 @@ class RetryPolicy:
     base: float = 0.2
     cap: float = 20.0
     deadline: float = 300.0
+    on_retry: Callable[[AriError], None] = lambda _error: None
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
     jitter: Callable[[float], float] = _full_jitter
@@ -194,6 +196,7 @@ class _Patience:
             pause = max(pause, error.retry_after)
         if policy.clock() + pause > self._until:
             raise error
+        policy.on_retry(error)
         policy.sleep(pause)
 
 
@@ -212,6 +215,8 @@ class RetryBackend(Wrapper):
       surely created. So of several writers at most one gets ``created=True``, and none if its answer was lost.
     - A source that fails is not the store's failure: `put` is not repeated then.
     """
+
+    _looks_first = False
 
     def __init__(self, inner: Backend, policy: RetryPolicy | None = None) -> None:
         super().__init__(inner)
@@ -247,15 +252,26 @@ class RetryBackend(Wrapper):
     ) -> tuple[Artifact, bool]:
         reading = WatchedSource(source)
         reserved = resume
+        before: AriError | None = None
 
         def note(locator: Locator) -> None:
             nonlocal reserved
             reserved = locator
             on_reserved(locator)
 
+        def is_the_sources(error: AriError) -> bool:
+            nonlocal before
+            if error is not reading.failure:
+                before = error
+                return False
+            if before is not None:  # a source that cannot be read once more says nothing new
+                if isinstance(source, WatchedSource):
+                    source.failure = None  # or `put` would raise that
+                raise before from error
+            return True
+
         return self._again(
-            lambda: self.inner.put(reading, new, resume=reserved, on_reserved=note),
-            give_up=lambda error: error is reading.failure,
+            lambda: self.inner.put(reading, new, resume=reserved, on_reserved=note), give_up=is_the_sources
         )
 
     def _list(self, after: str | None) -> Iterator[tuple[Artifact, str]]:
@@ -542,6 +558,8 @@ class DeadlineBackend(Wrapper):
     The call goes on in a daemon thread, whose outcome nobody waits for: hence only for calls that change nothing.
     Reading is watched where it is consumed (`streams.ReadAhead`).
     """
+
+    _looks_first = False
 
     def __init__(self, inner: Backend, seconds: float) -> None:
         super().__init__(inner)

@@ -22,6 +22,7 @@ import sets
 from measure import CommandFailedError, Comparison, Run, compare, run_once
 from registry import RegistryBench
 from report import as_markdown, describe_machine, describe_versions
+from s3 import S3Bench
 from servers import ARI
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,6 +110,13 @@ class Bench:
             small=lambda: self.prepare_small(10).bundle,
             requests=size.requests,
             artifacts=size.artifacts,
+        )
+        self.s3 = S3Bench(
+            scratch / "s3",
+            self.environment,
+            large=lambda: self.large.bundle,
+            sized=lambda size: self.prepare_large(size).bundle,
+            registry=self.registry,
         )
 
     @cached_property
@@ -234,6 +242,7 @@ class Bench:
                 repeat=3,
             ),
             *self.registry.comparisons(),
+            *self.s3.comparisons(),
         ]
 
     def peaks(self, prepared: Prepared) -> dict[str, int]:
@@ -310,6 +319,7 @@ def measure(bench: Bench, names: Sequence[str], runs: int) -> dict[str, Any]:
     for name, kind, rows in (
         ("registry-start", "start", bench.registry.start_up(runs)),
         ("registry-memory", "memory", bench.registry.memory()),
+        ("s3-memory", "memory", bench.s3.memory(bench.size.memory)),
         ("memory", "memory", bench.memory()),
     ):
         if name in names:
@@ -347,7 +357,7 @@ def parse_arguments(names: Sequence[str]) -> argparse.Namespace:
 def main() -> int:
     """Runs the benchmark. A missed target is a result, not an error."""
     names = [comparison.name for comparison in Bench(ROOT, QUICK).comparisons()]
-    names += ["registry-start", "registry-memory", "memory"]
+    names += ["registry-start", "registry-memory", "s3-memory", "memory"]
     arguments = parse_arguments(names)
     size = QUICK if arguments.quick else FULL
     arguments.scratch.mkdir(parents=True, exist_ok=True)
@@ -365,6 +375,7 @@ def main() -> int:
             say("interrupted; nothing is kept")
             return 130
         finally:
+            bench.s3.close()
             bench.registry.close()
         if arguments.out:
             arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

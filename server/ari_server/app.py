@@ -96,6 +96,7 @@ class Route:
     success: Mapping[str, Any]
     problems: tuple[int, ...] = ()
     extra: Mapping[str, Any] | None = None
+    others: Mapping[int | str, dict[str, Any]] | None = None
 
 
 def create(config: ServerConfig | None = None, *, least: int = ID_DIGITS) -> FastAPI:
@@ -156,7 +157,10 @@ class _Route(APIRoute):
 
 def _add(app: FastAPI, route: Route) -> None:
     async def endpoint(request: Request) -> Response:
-        return await route.handler(_judge(request, route.permission))
+        registry: Registry = request.app.state.registry
+        if route.permission is Permission.OPEN:
+            return await route.handler(Call(request, registry, None, None))
+        return await route.handler(await registry.look_up(_judge, request, registry, route.permission))
 
     head = route.method == "HEAD"
     app.add_api_route(
@@ -168,7 +172,11 @@ def _add(app: FastAPI, route: Route) -> None:
         description=route.description,
         response_class=Response,
         response_model=None,
-        responses={200: dict(route.success), **schemas.problems(*_statuses(route), empty=head)},
+        responses={
+            200: dict(route.success),
+            **(route.others or {}),
+            **schemas.problems(*_statuses(route), empty=head),
+        },
         openapi_extra=_openapi_extra(route),
         include_in_schema=route.path != "/openapi.json",
     )
@@ -177,14 +185,11 @@ def _add(app: FastAPI, route: Route) -> None:
 # -- judging -----------------------------------------------------------------------------------------------------
 
 
-def _judge(request: Request, permission: Permission) -> Call:
+def _judge(request: Request, registry: Registry, permission: Permission) -> Call:
     """Says who asks about what, if they may."""
-    registry: Registry = request.app.state.registry
     digits = request.path_params.get("id")
     if digits is not None and not _is_id(digits, registry.least):
         raise NotFound(f"no artifact has such an id: it is {ID_DIGITS} to {MOST_DIGITS} digits of 0-9 and a-f")
-    if permission is Permission.OPEN:
-        return Call(request, registry, None, None)
     caller = request.state.caller = authenticate(request, registry)
     if permission.needs_token and caller is None:
         raise _who_are_you()
@@ -288,8 +293,10 @@ async def _get_metrics(call: Call) -> Response:
     match call.registry.config.metrics:
         case "off":
             raise NotFound("this server shows no metrics")
-        case "token" if not is_user(caller := authenticate(call.request, call.registry)):
-            raise Problem(403, "this token may not do that") if caller else _who_are_you()
+        case "token":
+            caller = await call.registry.look_up(authenticate, call.request, call.registry)
+            if not is_user(caller):
+                raise Problem(403, "this token may not do that") if caller else _who_are_you()
     return await call.do(metrics.route, call.registry)
 
 
@@ -496,9 +503,10 @@ ROUTES: Final = (
         _READER,
         _get_bundle,
         "Download a bundle",
-        "The archive; single ranges and conditional requests work.",
+        "The archive, or where it is; single ranges and conditional requests work.",
         schemas.BUNDLE,
         (416,),
+        others={307: schemas.ELSEWHERE},
     ),
     Route(
         "HEAD",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Callable
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from ari_core.cli import options, output
+from ari_core.contract import SupportsServing
 from ari_core.errors import NotFound, UsageError
 from ari_core.names import quoted
-from ari_server.config import PREFIX, ServerConfig, load_config, variable_of
+from ari_server.config import DATA_VARIABLE, DEFAULT_BACKEND, PREFIX, ServerConfig, load_config, variable_of
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 # `ari registry --help` must be quick, and say what to install when that is missing: so look, but import nothing.
 for _module in (
+    "alembic",
     "fastapi",
     "uvicorn",
     "uvloop",
@@ -66,10 +69,17 @@ _METAVARS: Final = {
     "uploads": "N",
     "metrics": "open|token|off",
     "accel": "PATH",
+    "redirect": "SECONDS",
 }
+# Anybody on the machine can read a command line, and this holds a password: it comes from the environment only.
+_NOT_AN_OPTION: Final = "db"
 
 
-def _configuration(*, pairs: tuple[str, ...] = (), **given: str | None) -> ServerConfig:
+def _configuration(*, pairs: tuple[str, ...] = (), needs_data: bool = True, **given: str | None) -> ServerConfig:
+    if not needs_data and os.environ.get(variable_of("db")):
+        given["data"] = (
+            given.get("data") or os.environ.get(DATA_VARIABLE) or os.curdir
+        )  # nothing is looked for there
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", DeprecationWarning)
         config = load_config(None, options=options.settings(pairs) or None, **given)
@@ -80,9 +90,10 @@ def _configuration(*, pairs: tuple[str, ...] = (), **given: str | None) -> Serve
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def app() -> None:
-    """Run a registry: serve, tokens, reindex.
+    """Run a registry: serve, tokens, reindex, db.
 
-    The data directory is $ARI_REGISTRY_DATA, or --data-dir.
+    The data directory is $ARI_REGISTRY_DATA, or --data-dir. Tokens and index are in files there; for several
+    servers, in the PostgreSQL database that $ARI_REGISTRY_DB names.
 
     \b
     Examples:
@@ -119,7 +130,7 @@ def app() -> None:
     show_default=True,
     help=f"Processes that serve.  [env: {PREFIX}WORKERS]",
 )
-@_settings(*ServerConfig.model_fields)
+@_settings(*(name for name in ServerConfig.model_fields if name != _NOT_AN_OPTION))
 def serve(*, host: str, port: int, workers: int, **given: Any) -> None:
     """Serve until told to stop (Ctrl-C, SIGTERM).
 
@@ -133,21 +144,28 @@ def serve(*, host: str, port: int, workers: int, **given: Any) -> None:
     config = _configuration(**given)
 
     def say(url: str) -> None:
-        click.echo(f"Serving {url}  (data directory: {quoted(str(config.data))}, backend: {config.backend})")
+        where = f"data directory: {quoted(str(config.data))}, backend: {config.backend}"
+        click.echo(f"Serving {url}  ({where}{', with PostgreSQL' if config.db else ''})")
 
     run(config, host, port, workers, progress=output.progress, on_listening=say)
 
 
 @app.command()
+@click.option(
+    "--take-over",
+    is_flag=True,
+    help="From now on this database serves the store; the one that did before must be gone.",
+)
 @_settings("data", "backend", "options")
 @options.json
-def reindex(**given: Any) -> None:
+def reindex(*, take_over: bool, **given: Any) -> None:
     """Make the index again from what is in the store; servers may go on meanwhile.
 
     \b
     Examples:
       ari registry reindex
       ari registry reindex --data-dir /srv/ari --json
+      ari registry reindex --backend s3 -o bucket=lab --take-over
     """
     from contextlib import closing
 
@@ -155,9 +173,14 @@ def reindex(**given: Any) -> None:
     from ari_server.service import open_store
 
     config = _configuration(**given)
-    if not config.data.is_dir():
-        raise NotFound(f"there is no data directory {quoted(str(config.data))}", hint="check --data-dir")
+    if config.db is None or config.backend == DEFAULT_BACKEND:
+        _require_data(config)
     with output.progress() as progress, closing(Index(config)) as index, open_store(config) as store:
+        if take_over:
+            serving = store.optional(SupportsServing)
+            if serving is None:
+                raise UsageError(f"the backend '{store.name}' notes nothing that could be taken over")
+            serving.serve_for(index.identify(), take_over=True)
         done = index.reindex(store, progress=progress)
     for warning in done.warnings:
         output.warn(warning)
@@ -165,6 +188,70 @@ def reindex(**given: Any) -> None:
         {"indexed": done.indexed, "removed": done.removed, "warnings": list(done.warnings)},
         f"{done.indexed} in the index, {done.removed} removed that the store no longer has.",
     )
+
+
+@app.group()
+def db() -> None:
+    """Bring the tables of the databases up to date, or check them.
+
+    Files are brought up to date whenever they are opened; PostgreSQL only by `upgrade`.
+    """
+
+
+@db.command()
+@_settings("data")
+@options.json
+def upgrade(**given: Any) -> None:
+    """Make tables, or bring them up to date; several may do so at once.
+
+    \b
+    Examples:
+      export ARI_REGISTRY_DB=postgresql+psycopg://ari:PASSWORD@db.example.org/ari
+      ari registry db upgrade
+    """
+    config = _configuration(needs_data=False, **given)
+    if config.db is not None:
+        from ari_server.migrations import NEWEST
+        from ari_server.postgres import upgrade as apply
+
+        for kind in NEWEST:
+            apply(config.db, kind)
+    _report_newest(config)
+
+
+@db.command()
+@_settings("data")
+@options.json
+def check(**given: Any) -> None:
+    """Say whether the tables are those of this version; exit status 2 if not.
+
+    \b
+    Examples:
+      ari registry db check
+      ari registry db check --json
+    """
+    _report_newest(_configuration(needs_data=False, **given))
+
+
+def _report_newest(config: ServerConfig) -> None:
+    from contextlib import closing
+
+    from ari_server.index import Index
+    from ari_server.migrations import NEWEST
+    from ari_server.tokens import Tokens
+
+    if config.db is None:
+        _require_data(config)
+    with closing(Tokens(config)) as tokens, closing(Index(config)) as index:  # which fail when they are not
+        tokens.ping()
+        index.ping()
+        versions = ", ".join(f"{kind} {version}" for kind, version in NEWEST.items())
+    output.result({"versions": dict(NEWEST)}, f"Up to date: {versions}.")
+
+
+def _require_data(config: ServerConfig) -> None:
+    if not config.data.is_dir():
+        raise NotFound(f"there is no data directory {quoted(str(config.data))}", hint="check --data-dir")
 
 
 @app.group()
@@ -195,11 +282,11 @@ def issue(*, user: str, expires: str | None, scope: Literal["publish", "read"], 
     from contextlib import closing
 
     from ari_core.durations import parse_expiry
-    from ari_server.tokens import TOKENS_FILE, Tokens
+    from ari_server.tokens import Tokens
 
     lifetime = None if expires is None else parse_expiry(expires)
-    config = _configuration(**given)
-    if not (config.data / TOKENS_FILE).exists():  # a mistyped folder would make a token that no server knows
+    config = _configuration(needs_data=False, **given)
+    if not _have_tokens(config):  # a mistyped folder would make a token that no server knows
         output.warn(f"there was no registry in {quoted(str(config.data))} yet; this begins one")
     with closing(Tokens(config)) as tokens:
         issued = tokens.issue(user, scope=scope, expires=lifetime)
@@ -290,15 +377,21 @@ def list_(*, shares: bool, **given: Any) -> None:
 
 
 def _existing_tokens(given: dict[str, Any]) -> Any:
-    from ari_server.tokens import TOKENS_FILE, Tokens
+    from ari_server.tokens import Tokens
 
-    config = _configuration(**given)
-    if not (config.data / TOKENS_FILE).exists():
+    config = _configuration(needs_data=False, **given)
+    if not _have_tokens(config):
         raise NotFound(
-            f"there is no {quoted(str(config.data / TOKENS_FILE))}",
+            f"there are no tokens in {quoted(str(config.data))}",
             hint="check --data-dir; `ari registry token issue USER` makes a first token",
         )
     return Tokens(config)
+
+
+def _have_tokens(config: ServerConfig) -> bool:
+    from ari_server.database import FILES
+
+    return config.db is not None or (config.data / FILES["tokens"]).exists()
 
 
 def _fields(info: TokenInfo) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a registry server is told: its data directory, its store, its limits."""
+"""What a registry server is told: its data directory or database, its store, its limits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from ari_core.errors import ConfigurationError, escape
 from ari_core.layout import ID_DIGITS, MOST_DIGITS
@@ -27,6 +27,7 @@ DEPRECATED_DATA: Final = ".ari/registry-data"
 _NOT_OURS: Final = frozenset(
     PREFIX + name for name in ("URL", "TOKEN", "NAME", "HOST", "PORT", "WORKERS", "PUBLISH")
 )
+_SECRET: Final = frozenset({"options", "db"})
 
 
 class ServerConfig(BaseModel):
@@ -40,6 +41,10 @@ class ServerConfig(BaseModel):
     data: Path = Field(description="folder with tokens.db, registry.db and, by default, the artifacts")
     backend: str = Field(DEFAULT_BACKEND, description="backend, or profile of the configuration file, that stores")
     options: dict[str, str] = Field({}, description="settings of the backend, as a JSON object", repr=False)
+    db: SecretStr | None = Field(
+        None,
+        description="PostgreSQL for tokens and index instead of files, as postgresql+psycopg://USER@HOST/NAME",
+    )
     base_url: str | None = Field(None, description="public URL in front of it, for links in answers")
     max_upload: ByteSize = Field(ByteSize(10 * 1024**3), gt=0, description="refuse larger uploads (10 GiB)")
     quota: ByteSize | None = Field(None, gt=0, description="bytes that one user may own; default: no limit")
@@ -50,6 +55,22 @@ class ServerConfig(BaseModel):
     accel: str | None = Field(
         None, pattern=r"^/[\w./-]*$", description="internal nginx location for X-Accel-Redirect, as /_artifacts"
     )
+    redirect: int | None = Field(
+        None, ge=1, le=7 * 86400, description="send downloads to the store by a link good for so many seconds"
+    )
+
+    @field_validator("db", mode="before")
+    @classmethod
+    def _postgresql(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value
+        scheme, found, place = text.partition("://") if isinstance(text, str) else ("", "", "")
+        if scheme not in {"postgresql+psycopg", "postgresql"} or not found or not place:
+            raise ValueError("must be postgresql+psycopg://USER:PASSWORD@HOST/NAME: no other databases are known")
+        if "@" in place.partition("@")[2]:  # a part of a password would be taken for a host, and named in messages
+            raise ValueError("has more than one @: write %40 for one in a name or password")
+        return SecretStr(f"postgresql+psycopg://{place}")
 
     @field_validator("options", mode="before")
     @classmethod
@@ -113,7 +134,7 @@ def load_config(environment: Mapping[str, str] | None = None, **given: Any) -> S
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = str(first["loc"][0])
-        may_show = key != "options" or first["type"] == "value_error"  # which is our own message
+        may_show = key not in _SECRET or first["type"] == "value_error"  # which is our own message
         what = explain(first, ServerConfig, show_input=may_show)
         raise ConfigurationError(f"{sources.get(key, 'registry configuration')}: {what}") from None
 
@@ -142,7 +163,10 @@ def variable_of(field: str) -> str:
 def create_config_environment(config: ServerConfig) -> dict[str, str]:
     """Returns the variables from which `load_config` makes the same configuration in a worker."""
     values = config.model_dump(exclude_none=True)
-    return {
-        variable_of(field): json.dumps(value) if isinstance(value, dict) else str(value)
-        for field, value in values.items()
-    }
+    return {variable_of(field): _written(value) for field, value in values.items()}
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    return json.dumps(value) if isinstance(value, dict) else str(value)

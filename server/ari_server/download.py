@@ -2,7 +2,11 @@
 
 What an artifact is never changes, so all but the bytes themselves is known from the index: HEAD, 304 and 416 ask
 the store nothing. Bytes go out in chunks, each read when the one before is on its way. While a slow reader is
-waited for, it holds no thread, only a descriptor and a chunk or two.
+waited for, it holds no thread, only a descriptor or connection and a chunk or two. A store that is slow itself
+holds only threads that are there for that.
+
+A store whose archives can be read by a URL may send them itself (``ARI_REGISTRY_REDIRECT``): readers are sent
+there once it is clear that they may.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ari_core.contract import SupportsLocalPath, SupportsManifest, Visibility
+from ari_core.contract import SupportsDirectUrl, SupportsLocalPath, SupportsManifest, Visibility
 from ari_core.errors import AriError, IntegrityError, NotFound, Unsupported, VerificationError, from_os_error
 from ari_core.fs import NotRegularError, open_regular
 from ari_core.layout import ARTIFACTS
@@ -76,6 +80,8 @@ async def bundle(request: Request, row: Row, registry: Registry, *, head: bool =
     if head:
         return Response(headers={**headers, "Content-Length": str(row.size)})
     part = _part(request, tag, row.size)
+    if registry.config.redirect and (url := await registry.in_thread(_direct_url, row, registry)):
+        return Response(status_code=HTTPStatus.TEMPORARY_REDIRECT, headers=_elsewhere(headers, url))
     if registry.config.accel and _nginx_agrees(request, part) and (place := await _for_nginx(row, registry)):
         del headers["Accept-Ranges"]  # nginx says so itself
         return Response(
@@ -146,6 +152,15 @@ def _part(request: Request, tag: str, size: int) -> tuple[int, int] | None:
     return start, end
 
 
+def _elsewhere(headers: dict[str, str], url: str) -> dict[str, str]:
+    """Returns the headers of an answer that sends a reader to `url`: those that tell what will come from there.
+
+    Whoever has the URL can read, so nobody may keep it, however public the artifact is.
+    """
+    about = {name: value for name, value in headers.items() if name.startswith(("X-ARI-", "Repr-"))}
+    return {**about, "Location": url, "Cache-Control": "private, no-store"}
+
+
 # -- bytes -------------------------------------------------------------------------------------------------------
 
 
@@ -207,11 +222,11 @@ async def _reader(row: Row, registry: Registry, start: int) -> AsyncIterator[_Re
             os.close(fd)
         return
     reading = registry.store.open(row.locator, start)
-    stream = await registry.in_thread(reading.__enter__)
+    stream = await registry.reading(reading.__enter__)
     try:
-        yield lambda count: registry.in_thread(stream.read, count)
+        yield lambda count: registry.reading(stream.read, count)
     finally:
-        await registry.in_thread(reading.__exit__, None, None, None)
+        await registry.reading(reading.__exit__, None, None, None)
 
 
 class _File:
@@ -266,6 +281,15 @@ def _open_file(row: Row, registry: Registry) -> tuple[int, Path] | None:
         os.close(fd)
         raise IntegrityError(f"the bundle of the artifact {row.id} has {size} bytes, not {row.size}")
     return fd, path
+
+
+def _direct_url(row: Row, registry: Registry) -> str | None:
+    """Returns where anybody can read the archive for a while, if the store has such a place for this one."""
+    store = registry.store.optional(SupportsDirectUrl)
+    if store is not None and registry.config.redirect:
+        with suppress(Unsupported):
+            return store.direct_url(row.locator, registry.config.redirect)
+    return None
 
 
 def _nginx_agrees(request: Request, part: tuple[int, int] | None) -> bool:

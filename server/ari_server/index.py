@@ -1,4 +1,4 @@
-"""What is in the store, for questions that must be quick: ``registry.db``.
+"""What is in the store, for questions that must be quick: ``registry.db``, or tables in PostgreSQL.
 
 The store has the truth, and `Index.reindex` makes all of this again from it, but for tombstones.
 """
@@ -9,16 +9,16 @@ import base64
 import hashlib
 import json
 import logging
-import os
 import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
 from sqlalchemy import (
     BigInteger,
@@ -28,10 +28,10 @@ from sqlalchemy import (
     MetaData,
     Select,
     Table,
-    Text,
     bindparam,
     delete,
     func,
+    literal,
     select,
     tuple_,
     update,
@@ -39,7 +39,6 @@ from sqlalchemy import (
 from sqlalchemy import (
     Index as TableIndex,
 )
-from sqlalchemy.dialects.sqlite import insert
 
 from ari_core.contract import Artifact, Backend, Locator, Owner, SupportsManifest, Visibility
 from ari_core.digests import is_sha256
@@ -59,15 +58,17 @@ from ari_core.names import quoted
 from ari_core.streams import Progress
 from ari_core.verification import read_manifest
 from ari_core.workflows.refs import BackendSource
-from ari_server.config import ServerConfig
-from ari_server.database import Database
+from ari_server.config import DEFAULT_BACKEND, ServerConfig
+from ari_server.database import Plain, insert, open_database
+from ari_server.turns import Turns
 
 _log: Final = logging.getLogger(__name__)
-INDEX_FILE: Final = "registry.db"
 MOST_ROWS: Final = 1000
 """Of one `Index.page`."""
 
 _LONGEST_TEXT: Final = 1000
+_LONGEST_NAME: Final = 500  # PostgreSQL indexes 2,700 bytes
+_AT_A_TIME: Final = 8  # questions to a store
 _SEARCH_CHARACTERS: Final = 64 * 1024
 _MOST_WORDS: Final = 16
 _LONGEST_QUERY: Final = 200
@@ -79,6 +80,7 @@ _CURSOR: Final = re.compile(r"(-?[0-9]{1,12}) ([0-9a-f]{64})")
 
 _GENERATION: Final = "generation"
 _COMPLETE: Final = "complete"
+_IDENTITY: Final = "identity"
 _FROM_CONTENT: Final = ("bundle_sha256", "file_count", "total_bytes", "license", "title", "manifest_sha256")
 
 _tables: Final = MetaData()
@@ -86,18 +88,18 @@ _tables: Final = MetaData()
 _artifacts: Final = Table(
     "artifacts",
     _tables,
-    Column("archive_sha256", Text, primary_key=True),
-    Column("id", Text, nullable=False, unique=True),
-    Column("bundle_sha256", Text),
+    Column("archive_sha256", Plain, primary_key=True),
+    Column("id", Plain, nullable=False, unique=True),
+    Column("bundle_sha256", Plain),
     Column("size", BigInteger, nullable=False),
-    Column("visibility", Text, nullable=False),
+    Column("visibility", Plain, nullable=False),
     Column("created", BigInteger, nullable=False),  # seconds since 1970
-    Column("locator", Text, nullable=False),
+    Column("locator", Plain, nullable=False),
     Column("file_count", BigInteger),
     Column("total_bytes", BigInteger),
-    Column("license", Text),
-    Column("title", Text),
-    Column("manifest_sha256", Text),
+    Column("license", Plain),
+    Column("title", Plain),
+    Column("manifest_sha256", Plain),
     Column("generation", BigInteger, nullable=False),
     TableIndex("artifacts_newest", "visibility", "created", "archive_sha256"),
     sqlite_with_rowid=False,
@@ -105,23 +107,23 @@ _artifacts: Final = Table(
 _owners: Final = Table(
     "owners",
     _tables,
-    Column("archive_sha256", Text, primary_key=True),
+    Column("archive_sha256", Plain, primary_key=True),
     Column("position", BigInteger, primary_key=True),
-    Column("user", Text, nullable=False),
-    Column("visibility", Text, nullable=False),
+    Column("user", Plain, nullable=False),
+    Column("visibility", Plain, nullable=False),
     Column("since", BigInteger),
     Column("created", BigInteger, nullable=False),  # of the artifact: for one's own, newest first
     TableIndex("owners_newest", "user", "created", "archive_sha256"),
     sqlite_with_rowid=False,
 )
 _words: Final = Table(  # apart, so that nothing else has to read past it
-    "words", _tables, Column("archive_sha256", Text, primary_key=True), Column("text", Text, nullable=False)
+    "words", _tables, Column("archive_sha256", Plain, primary_key=True), Column("text", Plain, nullable=False)
 )
 _removals: Final = Table(
     "removals",
     _tables,
-    Column("archive_sha256", Text, primary_key=True),
-    Column("id", Text, nullable=False),
+    Column("archive_sha256", Plain, primary_key=True),
+    Column("id", Plain, nullable=False),
     Column("deleted", BigInteger, nullable=False),
     Column("shown", Boolean, nullable=False),  # as a tombstone
     Column("generation", BigInteger, nullable=False),
@@ -129,13 +131,13 @@ _removals: Final = Table(
 _intents: Final = Table(
     "intents",
     _tables,
-    Column("archive_sha256", Text, primary_key=True),
-    Column("who", Text, primary_key=True),  # so that ending one leaves another process's in place
-    Column("locator", Text, nullable=False),
+    Column("archive_sha256", Plain, primary_key=True),
+    Column("who", Plain, primary_key=True),  # so that ending one leaves another process's in place
+    Column("locator", Plain, nullable=False),
     Column("begun", BigInteger, nullable=False),
 )
 _facts: Final = Table(
-    "facts", _tables, Column("name", Text, primary_key=True), Column("value", BigInteger, nullable=False)
+    "facts", _tables, Column("name", Plain, primary_key=True), Column("value", BigInteger, nullable=False)
 )
 
 _ROW_COLUMNS: Final = tuple(column for column in _artifacts.c if column.name != "generation")
@@ -151,6 +153,9 @@ _FIND_TOMBSTONE: Final = select(_removals.c.archive_sha256, _removals.c.id, _rem
     _removals.c.archive_sha256 < bindparam("high"),
     _removals.c.shown,
 )
+_FIND_FACT: Final = select(_facts.c.value).where(_facts.c.name == bindparam("name"))
+
+_Found = TypeVar("_Found")
 
 
 @runtime_checkable
@@ -218,18 +223,6 @@ class Intent:
     begun: datetime
     who: str = ""
 
-    @property
-    def is_left(self) -> bool:
-        """Whether the process that began it runs no more, as far as this machine can tell."""
-        number = self.who.partition("-")[0]
-        try:
-            os.kill(int(number), 0)
-        except (ProcessLookupError, OverflowError):
-            return True
-        except (ValueError, OSError):  # somebody else's process
-            return False
-        return False
-
 
 @dataclass(frozen=True, slots=True)
 class ReindexReport:
@@ -244,7 +237,7 @@ class Index:
     """The index of one registry. Threads and processes may use it at once."""
 
     def __init__(self, config: ServerConfig, *, least: int = ID_DIGITS) -> None:
-        """Opens ``registry.db``, or creates it.
+        """Opens the database; a file is created.
 
         Args:
             config: Where it is, and how long new ids are.
@@ -253,15 +246,16 @@ class Index:
         Raises:
             AriError: As `Database` says.
         """
-        path = config.data / INDEX_FILE
         restore = "move it away and run `ari registry reindex`, which makes it again (but for tombstones)"
-        self._database = Database(path, _tables, restore=restore)
+        self._database = open_database(config, "index", _tables, restore=restore)
+        self._turns = Turns(config)
         self._find = self._database.compile(_FIND)
         self._find_tombstone = self._database.compile(_FIND_TOMBSTONE)
+        self._find_fact = self._database.compile(_FIND_FACT)
         self._digits = re.compile(rf"[0-9a-f]{{{least},{MOST_DIGITS}}}")
         self._id_digits = config.id_digits
+        self._shared = config.db is not None
         self._place = _place(config)
-        self._who = f"{os.getpid()}-{secrets.token_hex(8)}"
 
     # -- every request -------------------------------------------------------------------------------------------
 
@@ -316,7 +310,9 @@ class Index:
             statement = statement.join(_words, _words.c.archive_sha256 == _artifacts.c.archive_sha256)
             statement = statement.where(*(_words.c.text.contains(word, autoescape=True) for word in _split(query)))
         if after is not None:
-            statement = statement.where(tuple_(*place) < tuple_(*_read_cursor(after)))
+            created, archive_sha256 = _read_cursor(after)
+            behind = (literal(created, place[0].type), literal(archive_sha256, place[1].type))
+            statement = statement.where(tuple_(*place) < tuple_(*behind))
         statement = statement.order_by(*(column.desc() for column in place)).limit(limit + 1)
         with self._database.read() as connection:
             found = connection.execute(statement).all()
@@ -368,12 +364,20 @@ class Index:
     ) -> Row | None:
         """Writes what `look` finds in the store now; returns it.
 
-        It looks while nobody else can write, so that nothing older ever takes the place of what is newer: what was
-        acknowledged to one client stays, whatever others do at the same time.
+        So that nothing older ever takes the place of what is newer:
+
+        - Everybody who has changed the store comes here afterwards, and it is one's turn at a time. So the last
+          who comes finds what all changes have led to, and writes after all who found something older.
+        - Whoever has lost the turn writes nothing: that is asked while nobody else can write. The next in turn
+          has still to write then.
+        - What `reindex` read meanwhile may be newer, or older: it has a number, and what is written here carries
+          the one it was looked up under. If another run began in between, it is looked up again. So a run knows
+          that what carries its number was found after the run began, and leaves it alone; and what carries an
+          older one was there before the run listed the store, which then found it or something newer.
 
         Args:
             archive_sha256: Which artifact.
-            look: Asks the store; None if it is gone. Must be quick.
+            look: Asks the store; None if it is gone. May be called again; must not change the store.
             search: As for `put`.
             quota: As for `put`.
             tombstone: As for `remove`, if it is gone.
@@ -381,13 +385,14 @@ class Index:
         Raises:
             AriError: As `look`, `put` and `remove` say; nothing was changed.
         """
-        with self._database.write() as connection:
-            row = look()
+
+        def write(connection: Connection, row: Row | None) -> None:
             if row is None:
                 self._remove(connection, archive_sha256, tombstone=tombstone)
             else:
                 self._put(connection, row, search, quota)
-        return row
+
+        return self._settle(archive_sha256, look, write)
 
     def remove(self, archive_sha256: str, *, tombstone: bool) -> None:
         """Removes a row and ends this process's intent; absent is fine.
@@ -412,10 +417,11 @@ class Index:
         Raises:
             AriError: It could not be written.
         """
-        new = insert(_intents).values(
-            archive_sha256=archive_sha256, who=self._who, locator=locator, begun=int(time.time())
-        )
+        self._database.appear()
         with self._database.write() as connection:
+            new = insert(connection, _intents).values(
+                archive_sha256=archive_sha256, who=self._database.me, locator=locator, begun=int(time.time())
+            )
             connection.execute(
                 new.on_conflict_do_update(
                     index_elements=["archive_sha256", "who"], set_={"locator": new.excluded.locator}
@@ -467,7 +473,8 @@ class Index:
         with self._database.write() as connection:
             removed = self._sweep(connection, generation)
             if _fact(connection, _COMPLETE) != self._place:
-                connection.execute(delete(_intents))
+                if not self._shared:  # there, `repair` knows whose process is gone
+                    connection.execute(delete(_intents))
                 _set_fact(connection, _COMPLETE, self._place)
         return ReindexReport(self.count(), removed, tuple(survey.warnings))
 
@@ -481,41 +488,84 @@ class Index:
         Raises:
             AriError: The store or the database fails.
         """
-        intents = [intent for intent in self.intents() if intent.is_left or not among_others]
-        cut_off = {intent.archive_sha256: intent for intent in intents}
-        mended = 0
+        intents = self.intents()
+        if among_others or self._shared:
+            begun_by = {intent.who for intent in intents}
+            gone = {who for who in begun_by if not self._database.is_running(who)}
+            intents = [intent for intent in intents if intent.who in gone]
         survey = _Survey(backend, self._id_digits)
-        for archive_sha256, intent in cut_off.items():
-            found_now = self.find(archive_sha256)
-            known = {archive_sha256: found_now} if isinstance(found_now, Row) else {}
+        mended = 0
+        for archive_sha256 in dict.fromkeys(intent.archive_sha256 for intent in intents):
+            left = [intent for intent in intents if intent.archive_sha256 == archive_sha256]
             try:
-                artifact = survey.look(archive_sha256, [intent.locator, *(row.locator for row in known.values())])
+                self._repair(archive_sha256, left, survey)
             except IntegrityError as error:  # no reason not to serve all others; tried again next time
                 _log.warning("not repaired: %s", error.message)
-                continue
-            for found, search in survey.describe([artifact] if artifact else [], known):
-                with suppress(AlreadyExists):  # its id is another's: `reindex` reports it
-                    self.put(found, search)
-            with self._database.write() as connection:
-                if artifact is None:
-                    cited = any(row.visibility in _CITED for row in known.values())
-                    self._remove(connection, archive_sha256, tombstone=cited)
-                ended = {other.who for other in intents if other.archive_sha256 == archive_sha256}
-                connection.execute(
-                    delete(_intents).where(_intents.c.archive_sha256 == archive_sha256, _intents.c.who.in_(ended))
-                )
-            mended += 1
+            else:
+                mended += 1
         return mended
+
+    def identify(self) -> str:
+        """Returns the name under which a store notes that it serves this index, and no other one.
+
+        Raises:
+            AriError: It could not be written.
+        """
+        with self._database.write() as connection:
+            if not (number := _fact(connection, _IDENTITY)):
+                number = secrets.randbits(62) | 1
+                _set_fact(connection, _IDENTITY, number)
+        return f"{number:016x}"
 
     def close(self) -> None:
         """Lets go of the database; may be called twice."""
+        self._turns.close()
         self._database.close()
 
     # -- inside --------------------------------------------------------------------------------------------------
 
     def _number(self, statement: Select[Any]) -> int:
         with self._database.read() as connection:
-            return connection.execute(statement).scalar() or 0
+            return int(connection.execute(statement).scalar() or 0)
+
+    def _settle(
+        self, archive_sha256: str, look: Callable[[], _Found], write: Callable[[Connection, _Found], None]
+    ) -> _Found:
+        """Writes what is found in the store; `agree` says why this is never older than what is there."""
+        with self._turns.hold(archive_sha256) as check:
+            while True:
+                rows = self._database.fetch(self._find_fact, name=_GENERATION)
+                found = look()
+                with self._database.write() as connection:
+                    check()
+                    if _fact(connection, _GENERATION) == (rows[0][0] if rows else 0):
+                        write(connection, found)
+                        return found
+
+    def _repair(self, archive_sha256: str, left: Sequence[Intent], survey: _Survey) -> None:
+        """Makes one artifact agree with the store, and ends what was left of it."""
+
+        def look() -> tuple[dict[str, Row], Artifact | None, list[tuple[Row, str]]]:
+            before = self.find(archive_sha256)
+            known = {archive_sha256: before} if isinstance(before, Row) else {}
+            places = [intent.locator for intent in left] + [row.locator for row in known.values()]
+            artifact = survey.look(archive_sha256, places)
+            return known, artifact, survey.describe([artifact] if artifact else [], known)
+
+        def write(
+            connection: Connection, found: tuple[dict[str, Row], Artifact | None, list[tuple[Row, str]]]
+        ) -> None:
+            known, artifact, described = found
+            for row, search in described:
+                with suppress(AlreadyExists):  # its id is another's: `reindex` reports it
+                    self._put(connection, row, search, None)
+            if artifact is None:
+                cited = any(row.visibility in _CITED for row in known.values())
+                self._remove(connection, archive_sha256, tombstone=cited)
+            ended = (_intents.c.archive_sha256 == archive_sha256, _intents.c.who.in_([i.who for i in left]))
+            connection.execute(delete(_intents).where(*ended))
+
+        self._settle(archive_sha256, look, write)
 
     def _put(self, connection: Connection, row: Row, search: str, quota: tuple[str, int] | None) -> None:
         taken = select(_artifacts.c.archive_sha256).where(
@@ -524,18 +574,20 @@ class Index:
         if connection.execute(taken).first():
             raise AlreadyExists(f"another archive has the id {row.id} already; nothing was overwritten")
         _upsert(connection, [(row, search)], _fact(connection, _GENERATION))
-        if quota is not None and (used := connection.execute(_used(quota[0])).scalar() or 0) > quota[1]:
+        if quota is not None and (used := int(connection.execute(_used(quota[0])).scalar() or 0)) > quota[1]:
             raise QuotaExceeded(f"your quota is {quota[1]} bytes; with this you would own {used}")
         self._end(connection, row.archive_sha256)
 
     def _end(self, connection: Connection, archive_sha256: str) -> None:
         connection.execute(
-            delete(_intents).where(_intents.c.archive_sha256 == archive_sha256, _intents.c.who == self._who)
+            delete(_intents).where(
+                _intents.c.archive_sha256 == archive_sha256, _intents.c.who == self._database.me
+            )
         )
 
     def _remove(self, connection: Connection, archive_sha256: str, *, tombstone: bool) -> None:
         artifact = select(_artifacts.c.id).where(_artifacts.c.archive_sha256 == archive_sha256)
-        new = insert(_removals).values(
+        new = insert(connection, _removals).values(
             archive_sha256=archive_sha256,
             id=connection.execute(artifact).scalar() or archive_sha256[: self._id_digits],
             deleted=int(time.time()),
@@ -580,15 +632,12 @@ class _Survey:
 
     def describe(self, batch: Iterable[Artifact], known: Mapping[str, Row]) -> list[tuple[Row, str]]:
         """Returns rows and file names, each archive once."""
+        artifacts = list(batch)
         found: dict[str, tuple[Row, str]] = {}
-        for artifact in batch:
-            try:
-                described = self._describe(artifact, known)
-            except NotFound:
-                continue  # deleted meanwhile
+        for artifact, described in zip(artifacts, self._each(artifacts, known), strict=True):
             if described is None:
-                self.warn(f"left out: the store does not say what {quoted(artifact.locator)} holds")
-            elif not _can_hold(described[0]):
+                continue
+            if not _can_hold(described[0]):
                 self.warn(f"left out: {quoted(artifact.locator)} has sizes or names that cannot be")
             elif described[0].archive_sha256 in found:
                 self.warn(f"left out: {quoted(artifact.locator)} holds the same archive as another place")
@@ -622,11 +671,24 @@ class _Survey:
         # Only for stores that cannot find by digest, and only after a crash.
         return next((a for a, _ in self._backend.list() if a.archive_sha256 == archive_sha256), None)
 
+    def _each(self, batch: Sequence[Artifact], known: Mapping[str, Row]) -> Iterable[tuple[Row, str] | None]:
+        if all(map(_is_told, batch)):
+            return [self._tried(artifact, known) for artifact in batch]
+        with ThreadPoolExecutor(_AT_A_TIME, "ari-survey") as pool:  # the store is asked for every single one
+            return list(pool.map(lambda artifact: self._tried(artifact, known), batch))
+
+    def _tried(self, artifact: Artifact, known: Mapping[str, Row]) -> tuple[Row, str] | None:
+        try:
+            return self._describe(artifact, known)
+        except NotFound:
+            return None  # deleted meanwhile
+
     def _describe(self, artifact: Artifact, known: Mapping[str, Row]) -> tuple[Row, str] | None:
-        if artifact.archive_sha256 is None or artifact.size is None:
+        if not _is_told(artifact):
             artifact = self._backend.stat(artifact.locator)
         archive_sha256, size = artifact.archive_sha256, artifact.size
         if archive_sha256 is None or not is_sha256(archive_sha256) or size is None:
+            self.warn(f"left out: the store does not say what {quoted(artifact.locator)} holds")
             return None
         before = known.get(archive_sha256)
         created = artifact.created or (before.created if before else datetime.now(UTC))
@@ -680,13 +742,21 @@ class _Survey:
         return read_manifest(BackendSource(self._backend, artifact.locator, artifact.size), self._limits)
 
 
+def _is_told(artifact: Artifact) -> bool:
+    """Says whether a listing left nothing out that an index needs."""
+    return None not in (artifact.archive_sha256, artifact.size, artifact.visibility, artifact.owners)
+
+
 def _can_hold(row: Row) -> bool:
-    """Says whether a database takes it: a stranger may have written what is in the store."""
+    """Says whether every database takes it: a stranger may have written what is in the store."""
+    names = [owner.user for owner in row.owners]
+    text = "".join((row.locator, row.bundle_sha256 or "", *names))
     try:
-        "".join(owner.user for owner in row.owners).encode()
+        text.encode()
     except UnicodeEncodeError:
         return False
-    return max(row.size, row.total_bytes or 0) <= MAX_SIZE
+    may_be_text = "\0" not in text and all(len(name) <= _LONGEST_NAME for name in names)
+    return may_be_text and max(row.size, row.total_bytes or 0) <= MAX_SIZE
 
 
 def _one(rows: Sequence[Any], digits: str) -> Sequence[Any]:
@@ -761,7 +831,7 @@ def _upsert(connection: Connection, described: Sequence[tuple[Row, str]], genera
     if not described:
         return
     archives = [row.archive_sha256 for row, _ in described]
-    new = insert(_artifacts)
+    new = insert(connection, _artifacts)
     columns = {column.name: new.excluded[column.name] for column in _artifacts.c if not column.primary_key}
     connection.execute(
         new.on_conflict_do_update(index_elements=["archive_sha256"], set_=columns),
@@ -786,7 +856,7 @@ def _upsert(connection: Connection, described: Sequence[tuple[Row, str]], genera
         for position, owner in enumerate(row.owners)
     ]
     if owners:
-        connection.execute(insert(_owners), owners)
+        connection.execute(insert(connection, _owners), owners)
     _upsert_words(connection, described)
 
 
@@ -807,14 +877,14 @@ def _upsert_words(connection: Connection, described: Sequence[tuple[Row, str]]) 
         names = search[:_SEARCH_CHARACTERS].casefold() or before.get(row.archive_sha256, "")
         line = " ".join(" ".join(fact.split()) for fact in facts if fact).casefold()
         texts.append({"archive_sha256": row.archive_sha256, "text": f"{line}\n{names}"})
-    new = insert(_words)
+    new = insert(connection, _words)
     changed = {"text": new.excluded.text}
     connection.execute(new.on_conflict_do_update(index_elements=["archive_sha256"], set_=changed), texts)
 
 
 def _split(query: str) -> list[str]:
     words = query.casefold().split()
-    if "\0" in query:  # SQLite would take what stands before it for the whole word
+    if "\0" in query:  # SQLite would take what stands before it for the whole word, PostgreSQL takes none
         raise UsageError("a query is words, without the character NUL")
     if len(query) > _LONGEST_QUERY or len(words) > _MOST_WORDS:
         raise UsageError(f"a query has at most {_LONGEST_QUERY} characters and {_MOST_WORDS} words")
@@ -827,7 +897,9 @@ def _used(user: str) -> Select[Any]:
 
 
 def _place(config: ServerConfig) -> int:
-    store = [str(config.data.resolve()), config.backend, config.options]
+    # With a database that several servers share, each has a data directory of its own, and it does not matter.
+    inside = config.db is None or config.backend == DEFAULT_BACKEND
+    store = [str(config.data.resolve()) if inside else "", config.backend, config.options]
     text = json.dumps(store, sort_keys=True).encode("utf-8", "surrogateescape")
     return int.from_bytes(hashlib.sha256(text).digest()[:7])
 
@@ -837,7 +909,7 @@ def _fact(connection: Connection, name: str) -> int:
 
 
 def _set_fact(connection: Connection, name: str, value: int) -> None:
-    new = insert(_facts).values(name=name, value=value)
+    new = insert(connection, _facts).values(name=name, value=value)
     connection.execute(new.on_conflict_do_update(index_elements=["name"], set_={"value": value}))
 
 
@@ -861,7 +933,8 @@ def shown_text(value: object) -> str | None:
     """Returns a title or license as it is shown: every request reads it, so it cannot be as long as one likes."""
     if not isinstance(value, str):
         return None
-    return value[:_LONGEST_TEXT].encode(errors="ignore").decode() or None
+    text = value[:_LONGEST_TEXT].replace("\0", "")  # which not every database keeps
+    return text.encode(errors="ignore").decode() or None
 
 
 def _seconds(moment: datetime) -> int:

@@ -13,7 +13,7 @@ def ari_command_groups() -> list[CommandGroupSpec]:
         CommandGroupSpec(
             name="registry",
             app="ari_server.cli:app",
-            help="Run a registry: serve, tokens, reindex.",
+            help="Run a registry: serve, tokens, reindex, db.",
             extra="ari-registry[server]",
         )
     ]

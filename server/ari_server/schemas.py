@@ -271,12 +271,19 @@ def _ref(model: type[_Answer]) -> str:
 # -- parts of operations ------------------------------------------------------------------------------------------
 
 _GZIP: Final = {"application/gzip": {"schema": {"type": "string", "format": "binary"}}}
-BUNDLE: Final = {
+BUNDLE: Final[dict[str, Any]] = {
     "description": "The bundle.",
     "content": _GZIP,
     "headers": {
         "X-ARI-Sha256": {"description": "Archive digest.", "schema": {"type": "string"}},
         "X-ARI-Visibility": {"description": "Effective level.", "schema": {"type": "string"}},
+    },
+}
+ELSEWHERE: Final[dict[str, Any]] = {
+    "description": "For a while the bundle is at `Location`, where no token is needed; a range goes there, too.",
+    "headers": {
+        "Location": {"description": "An address that is a secret itself.", "schema": {"type": "string"}},
+        **BUNDLE["headers"],
     },
 }
 _LEVELS: Final = {"type": "string", "enum": list(get_args(Level))}

@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from ari_core.contract import Backend, Capabilities, SupportsOwners
+from ari_core.contract import Backend, Capabilities, SupportsOwners, SupportsServing
 from ari_core.errors import AriError, ConfigurationError, ReadOnly, Unavailable, escape, from_os_error
 from ari_core.streams import Progress
-from ari_server.config import ServerConfig, create_config_environment
+from ari_server.config import ServerConfig, create_config_environment, variable_of
+from ari_server.database import create_data_directory
 from ari_server.index import Index
 from ari_server.tokens import Tokens
+from ari_server.turns import Turns
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -75,14 +77,16 @@ def prepare(
 
     Raises:
         ConfigurationError: The store lacks what a registry needs.
-        AriError: The data directory or the store fails.
+        AriError: The data directory, the database or the store fails.
     """
     from ari_server.service import open_store  # noqa: PLC0415 - after `_metrics_folder`
 
-    with closing(Tokens(config)) as tokens, closing(Index(config)) as index:
+    with closing(Tokens(config)) as tokens, closing(Index(config)) as index, closing(Turns(config)) as turns:
         tokens.ping()
-        with open_store(config) as store:
+        create_data_directory(config.data)
+        with open_store(config, turn=turns.turn) as store:
             _check_store(store)
+            _check_serving(store, index)
             if not index.complete:
                 with progress() as show:
                     index.reindex(store, progress=show)
@@ -135,6 +139,16 @@ def _check_store(store: Backend) -> None:
         raise ConfigurationError(
             f"the backend '{store.name}' cannot serve a registry: it lacks {', '.join(missing)}",
             hint="`ari backends show NAME` tells what a backend can do",
+        )
+
+
+def _check_serving(store: Backend, index: Index) -> None:
+    serving = store.optional(SupportsServing)
+    if serving is not None and serving.serve_for(index.identify()) != index.identify():
+        raise ConfigurationError(
+            "the store is served with another database already, and the two would contradict each other: "
+            f"several servers of one store need one PostgreSQL database ({variable_of('db')})",
+            hint="if that database is gone for good: `ari registry reindex --take-over`",
         )
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -25,10 +26,13 @@ from ari_core.contract import (
     NewArtifact,
     OpenContext,
     Owner,
+    ReadStream,
     Source,
+    SupportsDirectUrl,
     SupportsOwners,
     SupportsWorkdir,
     Visibility,
+    WatchedSource,
 )
 from ari_core.errors import (
     AlreadyExists,
@@ -43,15 +47,19 @@ from ari_core.layout import ID_DIGITS
 from ari_core.limits import Limits
 from ari_core.manifest import Manifest
 from ari_core.settings import open_backend
-from ari_core.wrappers import patient
+from ari_core.streams import DEADLINE_VARIABLE, deadline
+from ari_core.wrappers import DeadlineBackend, RetryBackend, RetryPolicy
 from ari_server.access import owner_of
 from ari_server.config import DEFAULT_BACKEND, ServerConfig
 from ari_server.index import Index, Row, Tombstone, shown_text
 from ari_server.problems import Problem
 from ari_server.tokens import Caller, IssuedToken, Tokens
+from ari_server.turns import Turns
 
 _THREADS: Final = 40
 """Threads for short calls, of each worker; uploads have their own."""
+_READERS: Final = 32
+"""Threads that wait for bytes of a store, of each worker: one that is slow must keep short calls from nobody."""
 _TRIES: Final = 100
 _LISTINGS: Final = 2
 """Listings at a time: more of them only fight for the interpreter, and a search can take long."""
@@ -92,8 +100,20 @@ class Stored:
     duplicate: bool
 
 
-def open_store(config: ServerConfig) -> Backend:
+PATIENCE: Final = 8.0
+"""Seconds that a server waits for one answer of its store, and for a second try, unless ``ARI_DEADLINE`` is set.
+
+Its own clients wait, too, and can come again. A question to a store that hangs is given up after this time, and a
+change when the store's own client gives up, which sends a request three times: they have their 503 in 30 seconds.
+"""
+
+
+def open_store(config: ServerConfig, turn: Callable[[str], AbstractContextManager[None]] | None = None) -> Backend:
     """Opens the store that a server is configured for; by default it is in the data directory.
+
+    Args:
+        config: Names it.
+        turn: See `OpenContext`.
 
     Raises:
         AriError: There is no such backend, or its settings are wrong.
@@ -101,17 +121,31 @@ def open_store(config: ServerConfig) -> Backend:
     options = dict(config.options)
     if config.backend == DEFAULT_BACKEND:
         options = {"root": str(config.data), "id_digits": str(config.id_digits), **options}
-    return patient(open_backend(config.backend, options, OpenContext(warn=_log.warning)))
+    patience = deadline() if DEADLINE_VARIABLE in os.environ else PATIENCE
+    context = OpenContext(warn=_log.warning, turn=turn, patience=patience, spool=config.data)
+    store = open_backend(config.backend, options, context)
+    if config.redirect and store.optional(SupportsDirectUrl) is None:
+        raise InvalidConfiguration(
+            f"the backend '{store.name}' cannot be read by a URL of its own, so downloads cannot be redirected",
+            hint="unset ARI_REGISTRY_REDIRECT",
+        )
+    policy = RetryPolicy(tries=3, cap=2.0, deadline=patience, on_retry=_note_retry)
+    return RetryBackend(DeadlineBackend(store, patience), policy)
+
+
+def _note_retry(error: AriError) -> None:
+    _log.warning("asking the store again: %s", error.message)
 
 
 class Registry:
     """One process's view of a registry: its store, tokens and index.
 
-    All methods but `in_thread` block; those that only look something up in a database are quick.
+    All methods but those that are awaited block; those that only look something up in a database are quick.
 
     Attributes:
         config: As it was started.
-        store: The backend, patient.
+        store: The backend, asked again when it fails for a moment.
+        takes_streams: Uploads go to the store as they come; else it wants to link a file from `workdir`.
         tokens: Who may do what.
         index: What is in the store.
         limits: Of bundles.
@@ -130,7 +164,9 @@ class Registry:
         """
         self.config = config
         self.limits = Limits.from_environment()
-        self.store = open_store(config)
+        self.turns = Turns(config)
+        self.store = open_store(config, self.turns.turn)
+        self.takes_streams = self.store.optional(SupportsWorkdir) is None
         owners = self.store.optional(SupportsOwners)
         if owners is None:
             raise InvalidConfiguration(f"the backend '{self.store.name}' keeps no owners, which a registry needs")
@@ -140,6 +176,7 @@ class Registry:
         self.least = least
         self._id_digits = config.id_digits if least >= ID_DIGITS else least
         self._threads = anyio.CapacityLimiter(_THREADS)
+        self._readers = anyio.CapacityLimiter(_READERS)
         self._listings = anyio.CapacityLimiter(_LISTINGS)
         self._receiving = anyio.CapacityLimiter(config.uploads)
         self._shares: dict[str, anyio.CapacityLimiter] = {}
@@ -148,7 +185,7 @@ class Registry:
 
     def close(self) -> None:
         """Lets go of everything; may be called twice."""
-        for part in (self.tokens, self.index, self.store):
+        for part in (self.tokens, self.index, self.store, self.turns):
             with suppress(AriError):
                 part.close()
 
@@ -166,6 +203,14 @@ class Registry:
     async def in_thread(self, call: Callable[[*_A], _T], *arguments: *_A) -> _T:
         """Calls what blocks in one of a bounded number of threads."""
         return await anyio.to_thread.run_sync(call, *arguments, limiter=self._threads)
+
+    async def look_up(self, call: Callable[[*_A], _T], *arguments: *_A) -> _T:
+        """Calls what only asks a database: at once if that is a file here, which is quicker than any thread."""
+        return await self.in_thread(call, *arguments) if self.config.db else call(*arguments)
+
+    async def reading(self, call: Callable[[*_A], _T], *arguments: *_A) -> _T:
+        """Calls what waits for bytes of the store, in one of a bounded number of threads of their own."""
+        return await anyio.to_thread.run_sync(call, *arguments, limiter=self._readers)
 
     @contextmanager
     def uploading(self) -> Iterator[None]:
@@ -257,20 +302,29 @@ class Registry:
             raise Problem(507, f"your quota is {quota} bytes: {used} are used, and this takes {size}")
         return True
 
-    def add(self, source: Source, manifest: Manifest, user: str, offer: Offer) -> Stored:
-        """Makes `user` an owner of a verified archive, storing it if it is not there.
+    def add(self, source: Source, verified: Callable[[], Manifest], user: str, offer: Offer) -> Stored:
+        """Makes `user` an owner of an archive, storing it if it is not there.
+
+        Args:
+            source: The archive; its stream ends only when it has verified.
+            verified: Returns the manifest of all that was sent, after verifying what the store did not read: to
+                know the digest of somebody else's archive makes nobody its owner.
+            user: Who sends it.
+            offer: What they say about it.
 
         Raises:
             AlreadyExists: Another archive has the id that it would get; nothing was overwritten.
             Problem: The user owns too much already (507).
+            VerificationError: It does not verify; nothing was stored.
             AriError: The store fails.
         """
         sha256 = source.archive_sha256
         known = self.index.find(sha256)
         claims = self.check_quota(known, user, source.size)
         issued = known.id if known else self._free_id(sha256)
-        self.index.intend(sha256, known.locator if isinstance(known, Row) else "")
-        artifact, duplicate = self._put(source, user, offer)
+        locator = known.locator if isinstance(known, Row) else ""
+        source = _Announced(source, lambda: self.index.intend(sha256, locator))
+        artifact, manifest, duplicate = self._put(source, verified, user, offer)
         row = _described(issued, artifact, source, manifest)
         try:
             names = "\n".join(entry.path for entry in manifest.files)
@@ -298,8 +352,10 @@ class Registry:
             )
         return issued
 
-    def _put(self, source: Source, user: str, offer: Offer) -> tuple[Artifact, bool]:
-        """Stores it for `user`; says also whether it was theirs before."""
+    def _put(
+        self, source: _Announced, verified: Callable[[], Manifest], user: str, offer: Offer
+    ) -> tuple[Artifact, Manifest, bool]:
+        """Stores it for `user`; says also what is in it, and whether it was theirs before."""
         new = NewArtifact(
             created=datetime.now(UTC),
             owner=user,
@@ -310,12 +366,14 @@ class Registry:
         for _ in range(_TRIES):
             with suppress(NotFound):  # its last owner deleted it at this very moment
                 artifact, created = self.store.put(source, new)
+                manifest = verified()
                 if created:
-                    return artifact, False
+                    return artifact, manifest, False
+                source.announce()
                 if user in {owner.user for owner in self.store.stat(artifact.locator).owners or ()}:
-                    return artifact, True
+                    return artifact, manifest, True
                 self._owners.claim(artifact.locator, user)
-                return artifact, False
+                return artifact, manifest, False
         raise Unavailable("it is being deleted again and again")
 
     # -- changing --
@@ -383,7 +441,6 @@ class Registry:
         """
         quota = (user, int(self.config.quota)) if user and self.config.quota else None
         cited = row.visibility.rank >= Visibility.UNLISTED.rank
-        self._from_store(row)  # a store that fails or hangs does so here, where nobody has to wait for it
         return self.index.agree(
             row.archive_sha256,
             lambda: self._from_store(row),
@@ -403,6 +460,46 @@ class Registry:
             owners=artifact.owners or (),
             created=artifact.created or row.created,
         )
+
+
+class _Announced(WatchedSource):
+    """A source that announces the change of the store before its end, which is before anything is changed.
+
+    Not sooner: what is refused or cut off on its way leaves no trace.
+    """
+
+    def __init__(self, inner: Source, announce: Callable[[], None]) -> None:
+        super().__init__(inner)
+        self._announce, self._announced = announce, False
+
+    def announce(self) -> None:
+        """Announces it, once."""
+        if not self._announced:
+            self._announce()
+            self._announced = True
+
+    @contextmanager
+    def open(self) -> Iterator[ReadStream]:
+        with super().open() as stream:
+            yield _Announcing(self, stream)
+
+    @property
+    def local_path(self) -> Path | None:
+        path = super().local_path
+        if path is not None:
+            self.announce()
+        return path
+
+
+class _Announcing:
+    def __init__(self, source: _Announced, stream: ReadStream) -> None:
+        self._source, self._stream = source, stream
+
+    def read(self, size: int, /) -> bytes:
+        data = self._stream.read(size)
+        if not data and size:
+            self._source.announce()
+        return data
 
 
 def _described(issued: str, artifact: Artifact, source: Source, manifest: Manifest) -> Row:

@@ -1,4 +1,4 @@
-"""Who may do what: tokens of users, and fetch tokens that open one artifact, in ``tokens.db``.
+"""Who may do what: tokens of users, and fetch tokens that open one artifact, in ``tokens.db`` or PostgreSQL.
 
 Only SHA-256 digests are stored. The table ``tokens`` is the existing server's; what that server could not tell
 from a token that may do everything (a scope, an expiry, a single artifact) stands in tables of our own, so that it
@@ -25,7 +25,6 @@ from sqlalchemy import (
     MetaData,
     Row,
     Table,
-    Text,
     and_,
     bindparam,
     func,
@@ -36,14 +35,12 @@ from sqlalchemy import (
     union_all,
     update,
 )
-from sqlalchemy.dialects.sqlite import insert
 
 from ari_core.errors import AriError, UsageError
 from ari_core.names import quoted
 from ari_server.config import ServerConfig
-from ari_server.database import Database
+from ari_server.database import Plain, insert, open_database
 
-TOKENS_FILE: Final = "tokens.db"
 Scope = Literal["publish", "read", "fetch"]
 
 _RANDOM_BYTES: Final = 32
@@ -58,36 +55,38 @@ _tables: Final = MetaData()
 _full = Table(
     "tokens",
     _tables,
-    Column("id", Text, primary_key=True),
-    Column("token_hash", Text, nullable=False, unique=True),
-    Column("user", Text, nullable=False),
-    Column("created_at", Text, nullable=False),
-    Column("revoked_at", Text),
+    Column("id", Plain, primary_key=True),
+    Column("token_hash", Plain, nullable=False, unique=True),
+    Column("user", Plain, nullable=False),
+    Column("created_at", Plain, nullable=False),
+    Column("revoked_at", Plain),
 )
 _limited = Table(
     "limited_tokens",
     _tables,
-    Column("id", Text, primary_key=True),
-    Column("token_hash", Text, nullable=False, unique=True),
-    Column("user", Text, nullable=False),
-    Column("scope", Text, nullable=False),
-    Column("created_at", Text, nullable=False),
-    Column("expires_at", Text),
-    Column("revoked_at", Text),
+    Column("id", Plain, primary_key=True),
+    Column("token_hash", Plain, nullable=False, unique=True),
+    Column("user", Plain, nullable=False),
+    Column("scope", Plain, nullable=False),
+    Column("created_at", Plain, nullable=False),
+    Column("expires_at", Plain),
+    Column("revoked_at", Plain),
 )
 _fetch = Table(
     "fetch_tokens",
     _tables,
-    Column("id", Text, primary_key=True),
-    Column("token_hash", Text, nullable=False, unique=True),
-    Column("archive_sha256", Text, nullable=False, index=True),
-    Column("user", Text, nullable=False),
-    Column("note", Text, nullable=False),
-    Column("created_at", Text, nullable=False),
-    Column("expires_at", Text),
-    Column("revoked_at", Text),
+    Column("id", Plain, primary_key=True),
+    Column("token_hash", Plain, nullable=False, unique=True),
+    Column("archive_sha256", Plain, nullable=False, index=True),
+    Column("user", Plain, nullable=False),
+    Column("note", Plain, nullable=False),
+    Column("created_at", Plain, nullable=False),
+    Column("expires_at", Plain),
+    Column("revoked_at", Plain),
 )
-_uses = Table("token_uses", _tables, Column("id", Text, primary_key=True), Column("used_at", Text, nullable=False))
+_uses = Table(
+    "token_uses", _tables, Column("id", Plain, primary_key=True), Column("used_at", Plain, nullable=False)
+)
 
 _SHARES: Final = select(
     _fetch.c.id, _fetch.c.user, literal("fetch").label("scope"), _fetch.c.created_at,
@@ -172,16 +171,16 @@ _TokenInfos = list[TokenInfo]  # where a method is called `list`, that name mean
 
 
 class Tokens:
-    """The tokens of one data directory. Threads and processes may use it at once."""
+    """The tokens of one registry. Threads and processes may use it at once."""
 
     def __init__(self, config: ServerConfig) -> None:
-        """Opens ``tokens.db``, or creates it.
+        """Opens the database; a file is created.
 
         Raises:
             AriError: As `Database` says.
         """
-        path = config.data / TOKENS_FILE
-        self._database = Database(path, _tables, restore="restore it from a backup; tokens cannot be made again")
+        restore = "restore it from a backup; tokens cannot be made again"
+        self._database = open_database(config, "tokens", _tables, restore=restore)
         self._find = self._database.compile(_FIND)
         self._find_fetch = self._database.compile(_FIND_FETCH)
         self._lock, self._flushing = threading.Lock(), threading.Lock()
@@ -213,9 +212,9 @@ class Tokens:
         row = {"scope": scope, "expires_at": _text(token.expires)}
         with self._database.write() as connection:
             if scope == "publish" and expires is None:
-                connection.execute(insert(_full).values(_stored(token)))
+                connection.execute(insert(connection, _full).values(_stored(token)))
             else:
-                connection.execute(insert(_limited).values(_stored(token) | row))
+                connection.execute(insert(connection, _limited).values(_stored(token) | row))
         return token
 
     def revoke(self, token_id: str) -> bool:
@@ -271,12 +270,12 @@ class Tokens:
             UsageError: The note is too long, or that is no time to come.
             AriError: It could not be stored.
         """
-        if len(note) > _LONGEST_NOTE:
-            raise UsageError(f"a note has at most {_LONGEST_NOTE} characters")
+        if len(note) > _LONGEST_NOTE or "\0" in note:  # which not every database keeps
+            raise UsageError(f"a note has at most {_LONGEST_NOTE} characters, and none is NUL")
         token = _new(_FETCH_PREFIX, user, "fetch", expires)
         row = {"archive_sha256": archive_sha256, "note": note, "expires_at": _text(token.expires)}
         with self._database.write() as connection:
-            connection.execute(insert(_fetch).values(_stored(token) | row))
+            connection.execute(insert(connection, _fetch).values(_stored(token) | row))
         return token
 
     def list_fetch(self, archive_sha256: str, user: str) -> _TokenInfos:
@@ -345,7 +344,7 @@ class Tokens:
             return
         try:
             with self._database.write() as connection:
-                new = insert(_uses)
+                new = insert(connection, _uses)
                 later = new.on_conflict_do_update(
                     index_elements=["id"], set_={"used_at": new.excluded.used_at},
                     where=new.excluded.used_at > _uses.c.used_at,

@@ -1,7 +1,12 @@
-"""Uploads: from the event loop through a bounded pipe into one thread, which spools, checks and stores.
+"""Uploads: from the event loop through a bounded pipe into one thread, which checks and stores.
 
 The loop only hands chunks on, so that one worker serves others meanwhile. Nothing of a body is asked for before
-the request was judged by its headers; whatever goes wrong, the spool is removed by the thread that made it.
+the request was judged by its headers.
+
+Where the store cannot link a file that is received next to it, and the archive's digest is declared, what comes
+goes straight to the store while it is verified (`VerifyingSource`): no more than some 8 MiB of it are here at any
+time, besides what the store's own client holds. All else is received in a spool, a temporary file no larger than
+an upload may be, which the thread that made it removes, whatever goes wrong.
 """
 
 from __future__ import annotations
@@ -28,12 +33,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ari_core.bundle.writer import Written
 from ari_core.contract import Visibility
-from ari_core.errors import ArchiveRefusedError, ConfigurationError, DigestMismatchError, from_os_error
+from ari_core.errors import ArchiveRefusedError, ConfigurationError, Unavailable, from_os_error
 from ari_core.fs import Staging, write_all
 from ari_core.manifest import same_manifest
 from ari_core.names import BUNDLE_NAME
 from ari_core.streams import Interruptible, ReadStream
 from ari_core.verification import Report, check_archive
+from ari_core.verifying import VerifyingSource, require_storable
 from ari_core.wish import check_wish, embargo_end
 from ari_core.workflows.publish import PackedFile
 from ari_server import metrics, multipart
@@ -71,12 +77,14 @@ class _Announced:
     Attributes:
         boundary: Of the form; None when the body is the bundle itself.
         most: Bytes that the body may have.
+        size: Bytes that it will have, if declared.
         sha256: Archive digest, if declared.
         offer: What the uploader says about the archive; a form says it in fields.
     """
 
     boundary: bytes | None
     most: int
+    size: int | None
     sha256: str | None
     offer: Offer
 
@@ -117,6 +125,7 @@ def _announced(headers: Headers, registry: Registry, user: str) -> _Announced:
     return _Announced(
         boundary,
         most,
+        size,
         sha256,
         _offer(headers.get(WISH_HEADER), headers.get(METADATA_HEADER, "").encode("latin-1")),
     )
@@ -278,7 +287,7 @@ async def receive(request: Request, registry: Registry, user: str) -> Stored:
         VerificationError: The bundle does not verify, or is not what was declared.
         AriError: It cannot be stored.
     """
-    announced = _announced(request.headers, registry, user)
+    announced = await registry.look_up(_announced, request.headers, registry, user)
     async with registry.receiving(user):
         with metrics.UPLOADS.track_inprogress():
             pipe = Pipe()
@@ -308,24 +317,27 @@ async def _while_feeding(feed: Coroutine[Any, Any, None], job: Callable[[], Stor
 
 
 def _store(pipe: Pipe, announced: _Announced, registry: Registry, user: str) -> Stored:
-    with registry.uploading(), Staging(registry.workdir()) as staging, ExitStack() as stack:
+    size, sha256 = announced.size, announced.sha256
+    with registry.uploading():
+        if registry.takes_streams and announced.boundary is None and sha256 is not None and size is not None:
+            source = VerifyingSource(_Passed(pipe), size=size, archive_sha256=sha256, limits=registry.limits)
+            return registry.add(source, lambda: source.finish().manifest, user, announced.offer)
+        return _store_from_spool(pipe, announced, registry, user)
+
+
+def _store_from_spool(pipe: Pipe, announced: _Announced, registry: Registry, user: str) -> Stored:
+    with Staging(registry.workdir()) as staging, ExitStack() as stack:
         form = None
         if announced.boundary is not None:
             fields = {**_FIELDS, "manifest": registry.limits.manifest_bytes}
             form = multipart.Form(pipe, announced.boundary, fields, staging.path)
             stack.callback(form.close)
         report = _received(form or pipe, staging, registry)
-        if announced.sha256 and announced.sha256 != report.archive_sha256:
-            raise DigestMismatchError(
-                f"this is another archive: {announced.sha256} was declared, {report.archive_sha256} came",
-                expected=announced.sha256,
-                got=str(report.archive_sha256),
-                hint="send it again; perhaps it was changed on its way",
-            )
+        require_storable(report, announced.sha256)
         offer = announced.offer if form is None else _from_fields(form, report, registry)
         written = Written(report.archive_size or 0, report.archive_sha256 or "")
         source = PackedFile(staging.path / BUNDLE_NAME, written, report.manifest)
-        return registry.add(source, report.manifest, user, offer)
+        return registry.add(source, lambda: report.manifest, user, offer)
 
 
 def _received(stream: ReadStream, staging: Staging, registry: Registry) -> Report:
@@ -335,12 +347,9 @@ def _received(stream: ReadStream, staging: Staging, registry: Registry) -> Repor
     except OSError as error:
         raise from_os_error(error, "receiving an upload") from error
     try:
-        report = check_archive(_Spool(stream, fd, int(registry.config.max_upload)), limits=registry.limits)
+        return check_archive(_Spool(stream, fd, int(registry.config.max_upload)), limits=registry.limits)
     finally:
         os.close(fd)
-    if report.form != "tar.gz":
-        raise ArchiveRefusedError("a registry takes gzip archives only", hint="pack it again: `ari mirror` does")
-    return report
 
 
 def _from_fields(form: multipart.Form, report: Report, registry: Registry) -> Offer:
@@ -359,6 +368,23 @@ def _from_fields(form: multipart.Form, report: Report, registry: Registry) -> Of
                 )
     wish = (form.field("visibility") or b"").decode("utf-8", "replace")
     return _offer(wish, form.field("metadata") or b"")
+
+
+class _Passed:
+    """A `ByteSource` that can be read once, since nothing of it is kept."""
+
+    name = "upload"
+    size = None
+
+    def __init__(self, pipe: Pipe) -> None:
+        self._pipe: Pipe | None = pipe
+
+    @contextmanager
+    def open(self) -> Iterator[Pipe]:
+        pipe, self._pipe = self._pipe, None
+        if pipe is None:
+            raise Unavailable("the store wants an upload once more, which was not kept", hint="send it again")
+        yield pipe
 
 
 class _Spool:

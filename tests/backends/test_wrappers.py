@@ -449,3 +449,26 @@ def test_a_wait_happens_before_the_call():
     order = []
     backend = FaultyBackend(MemoryBackend(), [Fault("list", wait=lambda: order.append(stored(backend)))])
     assert [artifact.locator for artifact, _ in backend.list()] == order
+
+
+def test_however_many_wrappers_a_download_asks_the_store_once_what_there_is():
+    store = FaultyBackend(MemoryBackend())
+    locator = stored(store)
+    with RetryBackend(DeadlineBackend(store, 30)).open(locator) as stream:
+        assert stream.read(CHUNK)
+    assert store.calls["stat"] == 1
+
+
+def test_a_source_that_can_be_read_once_does_not_hide_what_the_store_said():
+    source = BIG.source()
+    opened = source.open
+    source.open = lambda: opened() if not source.reads else broken()
+
+    @contextmanager
+    def broken():
+        raise Unavailable("it was not kept")
+        yield
+
+    with pytest.raises(Unavailable, match="down"):
+        retrying(MemoryBackend(), Fault("put", error=DOWN, at=CHUNK)).put(source, new())
+    assert source.reads == 1

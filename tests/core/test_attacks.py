@@ -4,6 +4,7 @@ The inputs stand in `support.corpus`, one `Case` each, named by the row of the l
 """
 
 import errno
+import functools
 import gzip as standard_gzip
 import hashlib
 import os
@@ -626,12 +627,23 @@ def outcome(data):
 WHOLE = {(e["path"], e["size"], e["sha256"]) for e in entries(THREE)}
 
 
+LONG = functools.partial(pytest.param, marks=pytest.mark.long)
+
+
+# 11 has nothing in common with 512: every place in a block is cut at, of one block or another.
 @pytest.mark.parametrize(
-    "archive", [SMALLEST, gzip(SMALLEST), gzip(SMALLEST, level=0)], ids=["tar", "gz", "stored"]
+    ("archive", "every"),
+    [
+        (gzip(SMALLEST), 1),
+        *(case for tar in (SMALLEST, gzip(SMALLEST, level=0)) for case in ((tar, 11), LONG(tar, 1))),
+    ],
+    ids=["gz", "tar-11", "tar", "stored-11", "stored"],
 )
-def test_an_archive_cut_at_any_byte_is_refused(place, archive):
+def test_an_archive_cut_at_any_byte_is_refused(place, archive, every):
     assert outcome(archive) == WHOLE
-    for length in range(len(archive)):
+    for length in range(0, len(archive), every):
+        assert outcome(archive[:length]) is None, length
+    for length in range(len(archive) - 20, len(archive)):
         assert outcome(archive[:length]) is None, length
     for length in range(0, len(archive), max(1, len(archive) // 25)):
         assert_refused(place, place.put(archive[:length]), bundle_digest(THREE))
@@ -644,9 +656,10 @@ def flips(data, every=1):
         yield place_of_bit, bytes(flipped)
 
 
-def test_a_flipped_bit_of_a_packed_archive_is_refused_or_changes_nothing(place):
+@pytest.mark.parametrize("every", [3, LONG(1)])
+def test_a_flipped_bit_of_a_packed_archive_is_refused_or_changes_nothing(place, every):
     archive = gzip(SMALLEST)
-    for at, flipped in flips(archive):
+    for at, flipped in flips(archive, every):
         found = outcome(flipped)
         assert found in (None, WHOLE), at
         if found and at // 8 not in range(4, 10):  # time, extra flags and operating system are ignored
@@ -670,7 +683,7 @@ def assert_flip_is_harmless(place, archive):
         shutil.rmtree(place.dest)
 
 
-@pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("every", [11, LONG(1)])
 def test_a_flipped_bit_of_a_plain_tar_never_changes_names_or_contents(every):
     """The checksum of a header and the digests cover all but what the bundle digest leaves out of the manifest."""
     raw = manifest(THREE)

@@ -7,11 +7,14 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from support.packages import Packages
 
+from ari_core.cli import main
+from ari_core.contract import Capabilities
 from ari_core.errors import (
     AccessDenied,
     AlreadyExists,
@@ -26,7 +29,13 @@ from ari_core.errors import (
     Unsupported,
 )
 from ari_core.workflows import backends as workflow
-from ari_core.workflows.backends import check_backend, list_backends, show_backend
+from ari_core.workflows.backends import (
+    LACKS,
+    ONLY_A_TRIAL_SHOWS,
+    check_backend,
+    list_backends,
+    show_backend,
+)
 
 FOLDER_STORE = Path(__file__).parents[1] / "plugins" / "ari_folder_store"
 SECRET = "hunter2-hunter2"  # noqa: S105 - what must never be shown
@@ -35,6 +44,7 @@ SECRET = "hunter2-hunter2"  # noqa: S105 - what must never be shown
 ODD = """
 import ctypes, os, subprocess, sys, threading, time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
@@ -150,6 +160,17 @@ class Full(Odd):
     def _probe(self):
         return self.capabilities
     _put = Occupied._put
+
+class Racy(Odd):
+    capabilities = replace(FolderStore.capabilities, atomic_updates=True)
+    def _probe(self):
+        kept = Path(self.settings.path, "promises")
+        kept = kept.read_text().split() if kept.exists() else []
+        both = ("exclusive_create", "atomic_updates")
+        return replace(self.capabilities, **{promise: promise in kept for promise in both})
+    def trial(self):
+        Path(self.settings.path, "promises").write_text("exclusive_create")
+        return self._probe()
 
 class Unreachable(Odd):
     capabilities = Capabilities(visibility="enforced", levels=frozenset({Visibility.PUBLIC, Visibility.STAGED}))
@@ -403,6 +424,50 @@ def test_a_stores_refusal_comes_through(site):
     assert error.exit_code == 4
 
 
+def test_what_only_a_trial_shows_is_called_untried_until_there_was_one(site, capsys):
+    found = check_backend("racy", site.options)
+    assert found.untried == ("exclusive_create", "atomic_updates")
+    assert not found.lacks
+    assert list(site.store.iterdir()) == []
+    assert main(["backends", "check", "racy", "-o", f"path={site.store}"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "keeps exclusive_create and atomic_updates; --trial" in last
+
+
+def test_after_a_trial_it_says_what_the_store_does_and_what_that_means(site, capsys):
+    assert main(["backends", "check", "racy", "-o", f"path={site.store}", "--trial", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["steps"] == ["opened and probed the store", "let writers race"]
+    assert found["capabilities"]["exclusive_create"] is True
+    assert found["capabilities"]["atomic_updates"] is False
+    assert (found["untried"], found["lacks"]) == ([], {"atomic_updates": LACKS["atomic_updates"]})
+    assert main(["backends", "check", "racy", "-o", f"path={site.store}", "--trial"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("lacks atomic_updates: of two changes ")
+    assert last.endswith(" a registry with PostgreSQL in front")
+
+
+def test_what_was_found_is_still_known_the_next_time(site):
+    check_backend("racy", site.options, trial=True, write=True)
+    found = check_backend("racy", site.options)
+    assert (found.capabilities["exclusive_create"], found.untried) == (True, ("atomic_updates",))
+
+
+def test_a_store_without_promises_to_try_says_so(site):
+    error_of(Unsupported, check_backend, "pretends", site.options, trial=True)
+
+
+def test_what_this_store_lacks_is_told_without_a_trial(site):
+    lacks = check_backend("readable", site.options).lacks
+    assert set(lacks) == {"put", "delete", "list", "exclusive_create"}
+    assert lacks["put"] == "nothing can be published here, only read"
+
+
+def test_every_capability_is_put_into_words():
+    assert list(LACKS) == [field.name for field in fields(Capabilities)]
+    assert set(ONLY_A_TRIAL_SHOWS) <= LACKS.keys()
+
+
 # -- what a backend can do to it ---------------------------------------------------------------------------------
 
 
@@ -439,7 +504,7 @@ def test_what_it_started_ends_with_it(site):
 
 def test_what_escapes_cannot_hold_us_up(site):
     """A process in a session of its own keeps the pipe open for ever: that costs the time allowed, no more."""
-    assert check_backend("escapes", site.options, seconds=5).name == "escapes"
+    assert check_backend("escapes", site.options, seconds=3).name == "escapes"
     os.kill(int((site.store / "pid").read_text()), signal.SIGKILL)
 
 

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.places import deadline
 
@@ -936,6 +936,7 @@ def test_scanning_uses_no_network(monkeypatch):
 
 
 @pytest.mark.parametrize("place", secrets_scan.PLUGINS)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_the_hints_hide_nothing_that_a_plugin_finds(place, data):
     plugin = secrets_scan._plugins()[secrets_scan.PLUGINS.index(place)]

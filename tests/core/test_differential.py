@@ -607,8 +607,8 @@ def behind(first, body):
 
 @pytest.mark.needs("tar")
 def test_damaged_archives_are_refused_or_read_alike():
-    accepted = fuzz(3000, seed=20_261_123)
-    assert accepted > 100  # else this checks next to nothing
+    accepted = fuzz(1500, seed=20_261_123)
+    assert accepted > 50  # else this checks next to nothing
 
 
 @pytest.mark.long
@@ -621,14 +621,15 @@ def test_very_many_damaged_archives_are_refused_or_read_alike(capsys):
     assert accepted > LONG_COUNT / 50
 
 
+@pytest.mark.parametrize("count", [1000, pytest.param(30_000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("pack", [gzip, lambda tar: gzip(tar, level=0)], ids=["packed", "stored"])
-def test_damaged_gzip_streams_are_refused(pack):
+def test_damaged_gzip_streams_are_refused(pack, count):
     """Damage anywhere in the compressed bytes never gives other files."""
     tar = member(MANIFEST, manifest(HONEST)) + b"".join(member(p, d) for p, d in HONEST.items()) + END
     packed = pack(tar)
     rng = random.Random(7)
     whole = {path: len(data) for path, data in HONEST.items()}
-    for _ in range(3000):
+    for _ in range(count):
         raw = bytearray(packed)
         for _ in range(rng.choice((1, 1, 2, 5))):
             at = rng.randrange(len(raw))

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ari_core.durations import parse_expiry
+from ari_core.durations import parse_age, parse_expiry
 from ari_core.errors import UsageError
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -34,3 +34,14 @@ def test_everything_else_is_refused(text):
 def test_what_has_passed_is_refused():
     with pytest.raises(UsageError, match="has passed"):
         parse_expiry("2026-11-22", NOW)
+
+
+def test_an_age_is_spelt_alike():
+    assert parse_age("36h", NOW) == timedelta(hours=36)
+    assert parse_age("2w", NOW) == timedelta(days=14)
+
+
+@pytest.mark.parametrize("text", ["", "24", "90m", "2026-11-22", "2026-11-24", "3000y"])
+def test_what_is_no_age(text):
+    with pytest.raises(UsageError):
+        parse_age(text, NOW)

@@ -8,7 +8,7 @@ import pytest
 from support.bundles import contents, make_bundle
 from support.evil import SPEC, Evil
 
-from ari_core import clone, delete, plugins, promote, verify, wrappers
+from ari_core import clone, delete, plugins, promote, streams, verify, wrappers
 from ari_core.errors import AriError, NotFound, Unsupported
 from ari_core.plugins import LoadedPlugins, Plugin
 from ari_core.record import Record, write_record
@@ -21,6 +21,7 @@ def here(tmp_path, monkeypatch):
     loaded = LoadedPlugins((*honest, Plugin("evil:evil", "evil", "1", "evil", "ok", None, (SPEC,))))
     monkeypatch.setattr(plugins, "load_plugins", lambda *_: loaded)
     monkeypatch.setenv("ARI_DEADLINE", "1")
+    monkeypatch.setattr(streams, "_PATIENCE_SECONDS", 0.1)  # for the thread that will never end
     monkeypatch.setattr(wrappers, "RetryBackend", lambda inner: RetryBackend(inner, RetryPolicy(tries=1)))
     Evil.forever.clear()
     manifest = make_bundle(tmp_path / "b.tar.gz", {"a": os.urandom(300_000), "b": b"b"})

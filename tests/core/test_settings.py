@@ -1,8 +1,11 @@
 """Settings: which source wins, what an error names, and that a secret is never in it."""
 
+import importlib
 import os
 import re
+import shutil
 import stat
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,6 +13,8 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr, field_validator, model_validator
 from support.packages import Packages, forget_modules
 
+from ari_core import clone, curate, promote, publish
+from ari_core.cli import main
 from ari_core.contract import Backend, Capabilities, OpenContext
 from ari_core.errors import (
     AriError,
@@ -19,6 +24,7 @@ from ari_core.errors import (
     PluginLoadError,
     UnknownBackend,
 )
+from ari_core.record import read_record, write_record
 from ari_core.settings import (
     collect_settings,
     find_backend,
@@ -528,3 +534,129 @@ def test_a_backend_that_fails_to_open_is_its_own_bug(plugins):
     error = error_of(open_backend, "shelf", {"out": "bad", "token": SECRET}, None, plugins, environment={})
     assert isinstance(error, BackendBug)
     assert re.search(r"'shelf' failed to open: ValueError: no \*\*\*\\nhere", error.message)
+
+
+# -- an address that readers need, and that decides where credentials go -----------------------------------------
+
+PIER = """
+from pydantic import BaseModel, SecretStr
+from support.memory import PREFIX, MemoryBackend
+from ari_core.contract import Claim, Locator
+from ari_core.plugins import hookimpl
+from ari_core.contract import BackendSpec
+
+class Pier(MemoryBackend):
+    name = "pier"
+    reader_settings = ("endpoint",)
+    trust_settings = ("endpoint", "ca_file")
+    opened = []
+    class Settings(BaseModel):
+        endpoint: str = "https://default.example"
+        ca_file: str | None = None
+        token: SecretStr | None = None
+        page: int = 10
+        @property
+        def space(self):
+            return self.endpoint
+    def __init__(self, settings, context):
+        token = settings.token and settings.token.get_secret_value()
+        self.opened.append((settings.endpoint, token, context.anonymous, settings.ca_file))
+        super().__init__(settings, context)
+    def _resolve(self, ref):
+        return super()._resolve(ref.replace("pier://", PREFIX))
+    def _ref(self, locator):
+        return "pier://" + locator
+
+def claims(ref):
+    return Claim.SCHEME if ref.startswith("pier://") else Claim.NO
+
+@hookimpl
+def ari_backends():
+    return [BackendSpec("pier", "pier:Pier", "a pier", claims, api=0)]
+"""
+MINE = "https://mine.example/x y"
+
+
+@pytest.fixture
+def pier(tmp_path, monkeypatch):
+    """A backend whose readers need to know where it is; the user has a token for it in the environment."""
+    before = set(sys.modules)
+    packages = Packages(tmp_path / "site")
+    monkeypatch.syspath_prepend(str(packages.folder))
+    packages.package("pier", PIER, entry="pier")
+    loaded = packages.load()
+    for name in ("plugins", "settings", "workflows.publish", "workflows.promote"):
+        monkeypatch.setattr(importlib.import_module(f"ari_core.{name}"), "load_plugins", lambda: loaded)
+    monkeypatch.setenv("ARI_PIER_TOKEN", SECRET)
+    yield importlib.import_module("pier").Pier
+    forget_modules(before)
+
+
+@pytest.fixture
+def checkpoint(tmp_path, pier):
+    """A checkpoint that was published to `MINE`."""
+    folder = tmp_path / "run"
+    (folder / "ear/code").mkdir(parents=True)
+    (folder / "ear/code/run.py").write_text("print(1)\n")
+    curate(folder)
+    publish(folder, backend="pier", options={"endpoint": MINE, "ca_file": "ca.pem"})
+    pier.opened.clear()
+    return folder
+
+
+def test_publishing_keeps_the_address_that_readers_need_and_nothing_else_of_trust(checkpoint):
+    record = read_record(checkpoint)
+    assert record.settings == record.options == {"endpoint": MINE}
+
+
+def test_a_reader_of_the_folder_goes_there_without_credentials(checkpoint, pier, tmp_path):
+    copy = shutil.copytree(checkpoint, tmp_path / "downloaded")
+    clone(str(copy), tmp_path / "clone")
+    assert (tmp_path / "clone/code/run.py").read_text() == "print(1)\n"
+    assert pier.opened == [(MINE, None, True, None)]
+
+
+@pytest.mark.parametrize("command", ["promote", "delete"])
+def test_who_has_credentials_says_again_where_they_go(checkpoint, pier, capsys, command):
+    words = ["ear", command, str(checkpoint), *(["--yes"] if command == "delete" else ["--target", "public"])]
+    before = read_record(checkpoint)
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert f"error: the record names endpoint={MINE}, which decides where your credentials go\n" in err
+    assert f"hint: if that is right, give -o endpoint='{MINE}'\n" in err
+    assert (pier.opened, read_record(checkpoint)) == ([], before)
+    assert main([*words, "-o", f"endpoint={MINE}"]) == 0
+    assert pier.opened == [(MINE, SECRET, False, None)]
+
+
+def test_what_the_environment_or_the_profile_says_is_said(checkpoint, pier, config, monkeypatch):
+    monkeypatch.setenv("ARI_PIER_ENDPOINT", MINE)
+    promote(checkpoint, target="unlisted")
+    monkeypatch.delenv("ARI_PIER_ENDPOINT")
+    monkeypatch.setenv(
+        "ARI_CONFIG", config(f"backends:\n  mine:\n    type: pier\n    endpoint: {MINE}\n")["ARI_CONFIG"]
+    )
+    write_record(checkpoint, read_record(checkpoint).model_copy(update={"profile": "mine"}))
+    promote(checkpoint, target="public")
+    assert pier.opened == [(MINE, SECRET, False, None)] * 2
+
+
+def test_a_stranger_s_record_gets_nobody_s_credentials(checkpoint, pier, monkeypatch):
+    forged = {"endpoint": "https://evil.example", "ca_file": "evil.pem", "token": "theirs"}
+    record = read_record(checkpoint)
+    write_record(checkpoint, record.model_copy(update={"settings": forged, "options": forged}))
+    with pytest.raises(ConfigurationError, match=r"names endpoint=https://evil\.example, which decides"):
+        promote(checkpoint, target="public")
+    assert pier.opened == []
+    # The user's own word counts, not the record's: their credentials go where they said.
+    monkeypatch.setenv("ARI_PIER_ENDPOINT", MINE)
+    promote(checkpoint, target="public")
+    assert pier.opened == [(MINE, SECRET, False, None)]
+
+
+def test_nor_does_one_that_is_only_read(checkpoint, pier, monkeypatch, tmp_path):
+    forged = {"endpoint": "https://evil.example", "ca_file": "evil.pem", "token": "theirs"}
+    write_record(checkpoint, read_record(checkpoint).model_copy(update={"options": forged}))
+    with pytest.raises(AriError):
+        clone(str(checkpoint), tmp_path / "clone")
+    assert pier.opened == [("https://evil.example", None, True, None)]

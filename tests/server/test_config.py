@@ -51,6 +51,8 @@ def test_a_worker_reads_the_same_configuration_from_its_environment(tmp_path):
         uploads=2,
         metrics="token",
         accel="/_artifacts",
+        redirect=300,
+        db="postgresql+psycopg://ari:canary@127.0.0.1/ari",
     )
     assert set(config.model_fields_set) == set(ServerConfig.model_fields), "a new setting needs a value here"
     assert load_config(create_config_environment(config)) == config
@@ -74,6 +76,12 @@ def test_a_relative_data_directory_stays_where_it_is(tmp_path, monkeypatch):
         ("BASE_URL", "ftp://x", "https://"),
         ("BASE_URL", "https://user:pw@x", "https://"),
         ("ACCEL", "no-slash", "pattern"),
+        ("REDIRECT", "604801", "604800"),
+        ("DB", "sqlite:////srv/canary", "postgresql+psycopg://"),
+        ("DB", "postgresql+asyncpg://canary@x/y", "postgresql+psycopg://"),
+        ("DB", "postgresql+psycopg:canary", "postgresql+psycopg://"),
+        ("DB", "postgresql+psycopg://", "postgresql+psycopg://"),
+        ("DB", "postgresql://ari:can@ry@x/y", "%40"),
         ("OPTIONS", "root=/x", "JSON object"),
         ("OPTIONS", "[1]", "mapping"),
         ("OPTIONS", "[" * 100_000, "JSON object"),
@@ -85,6 +93,7 @@ def test_a_bad_value_is_one_line_that_names_its_variable(environment, name, valu
     assert caught.value.message.startswith(f"ARI_REGISTRY_{name}: ")
     assert says in caught.value.message
     assert "\n" not in caught.value.message
+    assert "can" not in caught.value.message.replace("cannot", "")
 
 
 def test_a_bad_value_that_was_given_names_the_option(environment):
@@ -98,6 +107,14 @@ def test_settings_of_the_store_may_be_secrets_and_are_never_shown(environment):
     with pytest.raises(ConfigurationError) as caught:
         load_config(environment | {"ARI_REGISTRY_OPTIONS": json.dumps({"a": {"token": "canary"}})})
     assert "canary" not in caught.value.message
+
+
+def test_the_password_of_the_database_is_never_shown_and_reaches_workers(environment):
+    for scheme in ("postgresql", "postgresql+psycopg"):
+        config = load_config(environment | {"ARI_REGISTRY_DB": f"{scheme}://ari:canary@db.example.org/ari"})
+        assert "canary" not in repr(config) + str(config) + str(config.model_dump()) + config.model_dump_json()
+        told = create_config_environment(config)["ARI_REGISTRY_DB"]
+        assert told == "postgresql+psycopg://ari:canary@db.example.org/ari"
 
 
 def test_without_a_data_directory_it_says_how_to_name_one(tmp_path):

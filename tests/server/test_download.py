@@ -126,7 +126,7 @@ class Registry:
         self.config = ServerConfig(data=data, **settings)
         self.rows = {}
         self.forgotten = []
-        self._limiter = None
+        self._limiters = {}
 
     def put(self, data=ARCHIVE, level=Visibility.PUBLIC, **changes):
         sha256 = hashlib.sha256(data).hexdigest()
@@ -147,9 +147,12 @@ class Registry:
     def forget(self, row):
         self.forgotten.append(row.id)
 
-    async def in_thread(self, call, *arguments):
-        self._limiter = self._limiter or anyio.CapacityLimiter(self.threads)
-        return await anyio.to_thread.run_sync(call, *arguments, limiter=self._limiter)
+    async def in_thread(self, call, *arguments, pool="short"):
+        limiter = self._limiters.setdefault(pool, anyio.CapacityLimiter(self.threads))
+        return await anyio.to_thread.run_sync(call, *arguments, limiter=limiter)
+
+    async def reading(self, call, *arguments):
+        return await self.in_thread(call, *arguments, pool="reading")
 
 
 def app_of(place):

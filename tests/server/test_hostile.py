@@ -11,7 +11,7 @@ from datetime import timedelta
 
 import pytest
 from support.archives import MANIFEST, gzip, manifest, member, members
-from support.registry import LEVELS, Registry, Sample, bearer, eventually
+from support.registry import LEVELS, Registry, Sample, bearer, eventually, together
 from support.run import ari_json
 
 GZIP = {"Content-Type": "application/gzip"}
@@ -172,18 +172,16 @@ def test_a_length_that_is_too_large_stores_nothing(small, nothing_stays):
 
 
 def test_an_upload_that_stops_is_given_up(small, nothing_stays):
-    sample = Sample.noise(150_000)
-    for headers, body in (
-        (GZIP, sample.data),
-        ({"Content-Type": multipart(sample)[1]}, multipart(sample)[0]),
-    ):
+    sample, alice = Sample.noise(150_000), small.token("alice")
+
+    def given_up(body, kind):
         with small.wire() as wire:
-            wire.head(
-                "POST", "/artifact", {**headers, **bearer(small.token("alice")), "Content-Length": len(body)}
-            )
+            wire.head("POST", "/artifact", {"Content-Type": kind, **bearer(alice), "Content-Length": len(body)})
             wire.send(body[: len(body) // 2])
             assert wire.answer().status == 408
             assert wire.closed()
+
+    together(lambda: given_up(sample.data, GZIP["Content-Type"]), lambda: given_up(*multipart(sample)))
     assert small.level(sample) is None
 
 

@@ -10,6 +10,8 @@ import sqlite3
 import subprocess
 import sys
 import tarfile
+import threading
+import time
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -32,8 +34,8 @@ from ari_core.errors import (
     UsageError,
 )
 from ari_core.manifest import FileEntry, render_manifest
-from ari_server.config import ServerConfig
-from ari_server.index import Index, Row, Tombstone
+from ari_server.config import ServerConfig, create_config_environment
+from ari_server.index import Index, Row, Tombstone, shown_text
 
 EXISTING = Path(__file__).parents[1] / "data" / "existing"
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -72,9 +74,7 @@ def owned(number, *owners):
     )
 
 
-@pytest.fixture
-def config(tmp_path):
-    return ServerConfig(data=tmp_path / "data")
+IN_FILES = pytest.mark.parametrize("config", ["sqlite"], indirect=True)
 
 
 @pytest.fixture
@@ -115,10 +115,15 @@ def test_all_of_a_row_comes_back(index):
 
 def test_any_sixteen_or_more_digits_of_the_archive_find_it(index):
     index.put(row(1))
+    sorted_otherwise_in_danish = row(2, archive_sha256="0" * 15 + "a" * 49, id="0" * 15 + "a")
+    index.put(sorted_otherwise_in_danish)
     for length in range(16, 65):
         assert index.find(sha(1)[:length]) == row(1)
+        found = index.find(sorted_otherwise_in_danish.archive_sha256[:length])
+        assert found == sorted_otherwise_in_danish, length
 
 
+@IN_FILES
 @pytest.mark.parametrize(
     "digits", ["", "abc", sha(1)[:15], sha(1)[:16].upper(), sha(1) + "0", "g" * 16, "../" * 8, "%" * 16]
 )
@@ -232,12 +237,14 @@ def test_what_comes_and_goes_meanwhile_shifts_no_page(index):
     assert [found.size - 1000 for found in pages(index, 3, user=None, between=meanwhile)] == list(range(9, -1, -1))
 
 
+@IN_FILES
 @pytest.mark.parametrize("cursor", ["", "x", "e" * 10_000, "AAAA", "é", "MTIz", "../..", "\udc80", "' OR 1=1 --"])
 def test_a_cursor_that_is_none_is_refused(index, cursor):
     with pytest.raises(UsageError, match="no cursor"):
         index.page(user=None, after=cursor)
 
 
+@IN_FILES
 @pytest.mark.parametrize("limit", [0, -1, 1001])
 def test_a_page_has_bounds(index, limit):
     with pytest.raises(UsageError):
@@ -269,6 +276,7 @@ def test_searching(index, query, found):
     assert {one.size - 1000 for one in pages(index, 50, user=None, query=query)} == found
 
 
+@IN_FILES
 @pytest.mark.parametrize("query", ["x" * 201, "a " * 17])
 def test_a_query_has_bounds(index, query):
     with pytest.raises(UsageError):
@@ -304,6 +312,7 @@ def test_used_bytes_count_every_owner(index):
     assert [index.used_bytes(user) for user in ("alice", "bob", "carol")] == [1001 + 1002, 1002, 0]
 
 
+@IN_FILES
 @pytest.mark.parametrize("user", [None, "alice"])
 def test_no_question_of_a_request_reads_more_than_it_answers(config, index, user, monkeypatch):
     for number in range(5):
@@ -490,6 +499,33 @@ def test_what_a_server_does_meanwhile_is_newer_than_what_was_listed(config, inde
         assert server.count() == 1198
 
 
+class Terse(Store):
+    """One whose listing tells no owners and levels."""
+
+    def _list(self, after):
+        for artifact, cursor in list(super()._list(after)):
+            yield replace(artifact, owners=None, visibility=None), cursor
+            self.held.pop(4, None)  # deleted by others as soon as it was listed
+
+
+def test_what_a_listing_leaves_out_is_asked_for_one_by_one(index):
+    store = Terse(5)
+    store.add(3, UNLISTED)
+    assert index.reindex(store).warnings == ()
+    assert {one.size - 1000 for one in everything(index).values()} == {0, 1, 2, 3}
+    assert index.find(sha(3)).visibility is UNLISTED
+    assert index.find(sha(2)).owners == (Owner("user2", PUBLIC, START),)
+
+
+def test_names_that_not_every_database_can_hold_are_left_out_or_cut(index):
+    store = Store(4)
+    store.add(1, owners=(Owner("a\0b", PUBLIC, START),))
+    store.add(2, owners=(Owner("a" * 3000, PUBLIC, START),))
+    assert len(index.reindex(store).warnings) == 2
+    assert set(everything(index)) == {sha(0), sha(3)}
+    assert (shown_text("a\0b"), shown_text("\0")) == ("ab", None)
+
+
 def test_a_store_that_fails_in_the_middle_leaves_an_index_that_is_not_complete(index):
     store = Store(1200)
 
@@ -512,7 +548,7 @@ def test_damaged_and_doubtful_artifacts_are_named_and_hide_no_others(index, monk
     read = store.manifest
     monkeypatch.setattr(store, "manifest", lambda locator: b"{}" if locator == "3" else read(locator))
     report = index.reindex(store)
-    assert [line.partition(":")[0] for line in report.warnings] == [
+    assert sorted(line.partition(":")[0] for line in report.warnings) == [
         "left out",
         "left out",
         "the manifest of '3' cannot be read",
@@ -523,20 +559,21 @@ def test_damaged_and_doubtful_artifacts_are_named_and_hide_no_others(index, monk
 
 
 @pytest.mark.parametrize("store", [Store, Finding])
-def test_what_a_crash_cut_off_is_completed_or_undone(index, store):
+def test_what_a_crash_cut_off_is_completed_or_undone(config, index, store):
     store = store(4)
     index.reindex(store)
-    index.intend(sha(50))  # stored, but not in the index yet
-    store.add(50)
-    index.intend(sha(51))  # not even stored
-    index.intend(sha(1), "1")  # deleted from the store only
-    del store.held[1]
-    index.intend(sha(2), "2")  # promoted in the store only
-    store.add(2, UNLISTED)
-    store.add(3, STAGED)
-    index.put(replace(index.find(sha(3)), visibility=STAGED))
-    index.intend(sha(3), "3")
-    del store.held[3]
+    with closing(Index(config)) as crashed:
+        crashed.intend(sha(50))  # stored, but not in the index yet
+        store.add(50)
+        crashed.intend(sha(51))  # not even stored
+        crashed.intend(sha(1), "1")  # deleted from the store only
+        del store.held[1]
+        crashed.intend(sha(2), "2")  # promoted in the store only
+        store.add(2, UNLISTED)
+        store.add(3, STAGED)
+        index.put(replace(index.find(sha(3)), visibility=STAGED))
+        crashed.intend(sha(3), "3")
+        del store.held[3]
     assert index.repair(store) == 5
     assert index.find(sha(50)).file_count == 2
     assert index.find(sha(51)) is None
@@ -627,6 +664,7 @@ for child in children:
 """
 
 
+@IN_FILES
 def test_sixteen_processes_put_rows_at_once_and_none_is_lost(config):
     command = [sys.executable, "-c", AT_ONCE, str(config.data), str(Path(__file__).parent)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
@@ -635,6 +673,146 @@ def test_sixteen_processes_put_rows_at_once_and_none_is_lost(config):
         assert {one.size - 1000 for one in pages(index, 1000, user="alice")} == set(range(49))
 
 
+AGREE = """
+import json, sys, threading, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+import test_index
+from ari_server.config import load_config
+from ari_server.index import Index
+
+index, world = Index(load_config()), test_index.World(Path(sys.argv[1]))
+
+def change():
+    for step in range(8):
+        index.intend(world.sha256)
+        world.change()
+        index.agree(world.sha256, world.row)
+
+threads = [threading.Thread(target=change) for _ in range(3)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+class World(Backend):
+    """A store with one artifact, whose level of change is a number in a file; asking it takes a moment."""
+
+    name = "world"
+    capabilities = Capabilities(list="immediate")
+    Settings = pydantic.BaseModel
+    sha256 = sha(1)
+
+    def __init__(self, file):
+        super().__init__(None)
+        self.file = file
+
+    def change(self):
+        with self.file.open("a") as file:
+            file.write("x")
+
+    def row(self):
+        size = self.file.stat().st_size
+        time.sleep(0.002)
+        return row(1, size=size)
+
+    def _resolve(self, ref):
+        raise NotImplementedError
+
+    def _ref(self, locator):
+        return "world:/"
+
+    def _stat(self, locator):
+        found = self.row()
+        return Artifact("world", found.size, self.sha256, None, found.visibility, found.owners, START)
+
+    def _open(self, locator, offset):
+        raise IntegrityError("nobody should read all of it")
+
+    def _list(self, after):
+        yield self._stat("world"), "world"
+
+    def manifest(self, locator):
+        return Store().manifest("0")
+
+
+def test_the_last_change_of_the_store_is_what_stays_in_the_index(config, tmp_path):
+    """Whoever agrees, or makes the index anew, at the same time."""
+    file = tmp_path / "world"
+    file.touch()
+    world = World(file)
+    config.data.mkdir()
+    with closing(Index(config)) as index:
+        index.agree(world.sha256, world.row)
+        command = [sys.executable, "-c", AGREE, str(file), str(Path(__file__).parent)]
+        environment = os.environ | create_config_environment(config)
+        processes = [subprocess.Popen(command, env=environment) for _ in range(2)]
+        while file.stat().st_size < 24 and all(process.poll() is None for process in processes):
+            index.reindex(world)
+        assert [process.wait(60) for process in processes] == [0, 0]
+        assert file.stat().st_size == 48
+        assert index.find(world.sha256).size == 48
+        assert index.intents() == []
+
+
+def test_who_looked_up_something_older_does_not_write_it_over_what_is_newer(config, index, tmp_path):
+    world = World(tmp_path / "world")
+    world.change()
+    looked = threading.Event()
+    others = []
+
+    def change():
+        looked.wait(60)
+        world.change()
+        with closing(Index(config)) as other:
+            other.agree(world.sha256, world.row)
+
+    def look():
+        found = world.row()
+        looked.set()
+        others[0].join(0.5)  # as long as it waits for its turn
+        return found
+
+    others.append(threading.Thread(target=change))
+    others[0].start()
+    index.agree(world.sha256, look)
+    others[0].join(60)
+    assert index.find(world.sha256).size == 2
+
+
+def test_what_was_looked_up_before_an_index_is_made_anew_is_looked_up_again(index, tmp_path):
+    """Else somebody's change, which the new one has found, would be undone."""
+    world = World(tmp_path / "world")
+    world.change()
+    found = []
+
+    def look():
+        found.append(world.row())
+        if len(found) == 1:
+            world.change()
+            index.reindex(world)
+        return found[-1]
+
+    index.agree(world.sha256, look)
+    assert [one.size for one in found] == [1, 2]
+    assert index.find(world.sha256).size == 2
+
+
+def test_a_store_that_fails_while_one_agrees_keeps_nobody_waiting(index):
+    def fail():
+        raise Unavailable("gone")
+
+    index.intend(sha(1))
+    with pytest.raises(Unavailable):
+        index.agree(sha(1), fail)
+    assert [intent.archive_sha256 for intent in index.intents()] == [sha(1)], "to be repaired"
+    index.agree(sha(1), lambda: row(1))
+    assert index.intents() == []
+
+
+@IN_FILES
 def test_a_damaged_index_is_named_with_the_way_to_a_new_one(config, index):
     index.put(row(1))
     index.close()
@@ -644,6 +822,7 @@ def test_a_damaged_index_is_named_with_the_way_to_a_new_one(config, index):
     assert "ari registry reindex" in caught.value.hint
 
 
+@IN_FILES
 def test_what_was_acknowledged_survives_a_power_cut(index):
     with index._database.read() as connection:
         settings = [

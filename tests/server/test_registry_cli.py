@@ -13,13 +13,17 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from click.testing import CliRunner
+from support.registry import free_port
 from support.run import ARI, ari, ari_json, error_of
 
 from ari_backends.filesystem_registry import FilesystemRegistry
-from ari_core.errors import ReadOnly
+from ari_core.errors import ConfigurationError, ReadOnly
 from ari_core.wrappers import ReadOnlyBackend
+from ari_server.cli import app
 from ari_server.config import ServerConfig
 from ari_server.index import Index
+from ari_server.migrations import NEWEST
 from ari_server.serve import _check_store, prepare
 from ari_server.tokens import Tokens
 
@@ -190,6 +194,65 @@ def test_the_index_of_an_existing_server_is_made_and_told_about(existing):
     assert ari_json("registry", "reindex", "--data-dir", existing)[1]["removed"] == 1
 
 
+# -- databases ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def database(postgres_url):
+    """An environment with a PostgreSQL database that has no tables yet, and no data directory."""
+    return os.environ | {"ARI_REGISTRY_DB": postgres_url}
+
+
+def test_files_are_up_to_date_as_soon_as_they_are_opened(existing, tmp_path):
+    for command in ("check", "upgrade"):
+        assert ari_json("registry", "db", command, "--data-dir", existing)[1] == {"versions": dict(NEWEST)}
+        done = ari("registry", "db", command, "--data-dir", tmp_path / "misspelt")
+        assert done.returncode == 3
+    assert not (tmp_path / "misspelt").exists()
+
+
+def test_tables_in_postgresql_are_made_when_told_to_and_then_everything_works(database, tmp_path):
+    for command in (("db", "check"), ("token", "issue", "alice"), ("serve", "--port", "0")):
+        done = ari("registry", *command, "--data-dir", tmp_path / "data", env=database)
+        assert done.returncode == 2
+        assert "run `ari registry db upgrade`" in error_of(done)[1]
+    for command in ("upgrade", "check"):
+        assert ari_json("registry", "db", command, env=database) == (0, {"versions": dict(NEWEST)})
+    issued = ari_json("registry", "token", "issue", "alice", "--scope", "read", env=database)[1]
+    assert [one["id"] for one in ari_json("registry", "token", "list", env=database)[1]["tokens"]] == [
+        issued["id"]
+    ]
+    assert ari("registry", "token", "revoke", issued["id"], env=database).returncode == 0
+    assert list(tmp_path.iterdir()) == [], "none of it is in a data directory"
+    with serving("--data-dir", tmp_path / "data", env=database) as (_, url):
+        assert httpx2.get(f"{url}/readyz", timeout=60).status_code == 200
+    assert not list((tmp_path / "data").glob("*.db"))
+    done = ari("registry", "reindex", "--data-dir", tmp_path / "data", env=database)
+    assert done.returncode == 0
+    assert (
+        "there is no data directory" in error_of(ari("registry", "reindex", "--data-dir", "/no", env=database))[0]
+    )
+
+
+def test_a_database_that_does_not_answer_is_one_line_without_its_password(tmp_path):
+    env = os.environ | {"ARI_REGISTRY_DB": f"postgresql+psycopg://ari:canary@127.0.0.1:{free_port()}/ari"}
+    for command in (
+        ("db", "check"),
+        ("db", "upgrade"),
+        ("token", "list"),
+        ("serve", "--data-dir", tmp_path / "x"),
+    ):
+        done = ari("registry", *command, env=env)
+        assert done.returncode == 5
+        assert "does not answer" in error_of(done)[0]
+        assert "canary" not in done.stdout + done.stderr
+
+
+def test_the_database_is_no_option_since_anybody_may_read_a_command_line(data):
+    assert "--db" not in ari("registry", "serve", "--help").stdout
+    assert ari("registry", "serve", "--db", "postgresql://ari:canary@x/y", "--data-dir", data).returncode == 2
+
+
 # -- serve -------------------------------------------------------------------------------------------------------
 
 
@@ -234,12 +297,6 @@ def test_a_server_stops_while_it_is_still_starting(data):
         assert process.returncode == 0
 
 
-def test_an_existing_data_directory_is_served_at_once(existing):
-    with serving("--data-dir", existing) as (_, url):
-        listed = httpx2.get(f"{url}/artifacts", timeout=60).json()["artifacts"]
-        assert [one["id"] for one in listed] == ["bfd6d4fa389a32f6"]
-
-
 def test_options_reach_workers_and_these_leave_with_a_parent_that_is_killed(data):
     options = ("--data-dir", data, "--workers", "2", "--metrics", "off")
     with serving(*options) as (process, url):
@@ -260,10 +317,11 @@ def refused(*options, env=None):
 def test_a_port_in_use_is_one_clear_line(data):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        code, message = refused("--data-dir", data, "--port", port, "--workers", "2")
-    assert code == 2
-    assert f"127.0.0.1 port {port}" in message
-    assert "in use" in message
+        for workers in (1, 2):
+            code, message = refused("--data-dir", data, "--port", port, "--workers", workers)
+            assert code == 2
+            assert f"127.0.0.1 port {port}" in message
+            assert "in use" in message
 
 
 def test_an_address_that_is_not_ours_is_one_clear_line(data):
@@ -274,6 +332,41 @@ def test_a_store_that_lacks_what_serving_needs_is_refused_by_all_that_it_lacks(d
     code, message = refused("--data-dir", data, "--backend", "https", "--port", "0")
     assert code == 2
     assert re.search(r"'https'.* lacks put, delete, list, visibility, stores_meta, owners", message)
+
+
+class Served(FilesystemRegistry):
+    """A store that remembers who serves it."""
+
+    def serve_for(self, registry, *, take_over=False):
+        note = self.settings.root / "served"
+        if take_over or not note.exists():
+            note.write_text(registry)
+        return note.read_text()
+
+
+def test_a_store_that_is_served_with_another_database_is_refused_until_taken_over(tmp_path, monkeypatch):
+    root = tmp_path / "store"
+    root.mkdir()
+    monkeypatch.setattr("ari_server.service.open_store", lambda *_, **__: Served(Served.Settings(root=root)))
+    ours, theirs = (ServerConfig(data=tmp_path / name) for name in ("ours", "theirs"))
+    for _ in range(2):
+        prepare(ours)
+    with pytest.raises(ConfigurationError) as caught:
+        prepare(theirs)
+    assert "several servers of one store need one PostgreSQL database (ARI_REGISTRY_DB)" in caught.value.message
+    assert (caught.value.exit_code, "reindex --take-over" in caught.value.hint) == (2, True)
+    done = CliRunner().invoke(app, ["reindex", "--take-over", "--data-dir", str(theirs.data)])
+    assert done.exit_code == 0, done.output
+    prepare(theirs)
+    with pytest.raises(ConfigurationError):
+        prepare(ours)
+
+
+def test_nothing_is_taken_over_where_nothing_is_noted(data):
+    assert ari("registry", "token", "issue", "alice", "--data-dir", data).returncode == 0
+    done = ari("registry", "reindex", "--take-over", "--data-dir", data)
+    assert done.returncode == 2
+    assert "filesystem-registry" in error_of(done)[0]
 
 
 def locators(config):
@@ -313,14 +406,6 @@ def test_an_unknown_store_is_refused(data):
     code, message = refused("--data-dir", data, "--backend", "filesystem-registri", "--port", "0")
     assert code == 2
     assert "'filesystem-registry'" in message
-
-
-def test_a_damaged_database_keeps_the_server_from_starting(data):
-    data.mkdir()
-    (data / "tokens.db").write_bytes(b"no database" * 1000)
-    code, message = refused("--data-dir", data, "--port", "0")
-    assert code == 5
-    assert "tokens.db" in message
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -4,7 +4,7 @@ import threading
 from datetime import UTC, datetime
 
 import pytest
-from support.registry import Sample, bearer, eventually
+from support.registry import Sample, bearer, eventually, together
 from support.serving import Serving
 
 from ari_core.contract import Locator, Owner, Visibility
@@ -125,11 +125,13 @@ def test_the_version_says_how_bundles_can_be_sent(server):
     ],
 )
 def test_a_small_body_is_refused_before_it_came(server, alice, sample, headers, status):
-    for path in ("promote", "tokens"):
+    def refused(path):
         with server.wire() as wire:
             wire.head("POST", f"{sample.path}/{path}", {**bearer(alice), **headers})
             assert wire.answer().status == status
             assert wire.closed()
+
+    together(lambda: refused("promote"), lambda: refused("tokens"))
 
 
 def test_a_small_body_without_a_length_is_bounded(server, alice, sample):

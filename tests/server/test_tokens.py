@@ -27,9 +27,7 @@ ARCHIVE, OTHER = "ab" * 32, "cd" * 32
 NOBODY = 65534
 
 
-@pytest.fixture
-def config(tmp_path):
-    return ServerConfig(data=tmp_path / "data")
+IN_FILES = pytest.mark.parametrize("config", ["sqlite"], indirect=True)
 
 
 @pytest.fixture
@@ -81,11 +79,13 @@ def test_a_token_in_other_spelling_is_nobody(tokens):
         assert tokens.check(other) is None
 
 
+@IN_FILES
 @pytest.mark.parametrize("user", ["a", "Ada.Lovelace+lab@example.org", "0" * 64])
 def test_user_names_that_are_taken(tokens, user):
     assert tokens.check(tokens.issue(user).token).user == user
 
 
+@IN_FILES
 @pytest.mark.parametrize("user", ["", ".a", "-a", "a b", "a\n", "é", "0" * 65, "a/b", "a\0", "\x1b[31m"])
 def test_user_names_that_are_refused(tokens, user):
     with pytest.raises(UsageError):
@@ -93,6 +93,7 @@ def test_user_names_that_are_refused(tokens, user):
     assert tokens.list() == []
 
 
+@IN_FILES
 def test_no_token_is_to_be_found_on_the_disk_or_in_a_representation(config, tokens):
     issued = [
         tokens.issue("alice"),
@@ -157,6 +158,7 @@ def test_a_clock_that_jumps_and_is_set_right_again_costs_nobody_a_token(tokens, 
         assert tokens.check(token.token), moved
 
 
+@IN_FILES
 @pytest.mark.parametrize("expires", [timedelta(), timedelta(days=-1), timedelta.max])
 def test_an_expiry_that_cannot_be_is_refused(tokens, expires):
     with pytest.raises(UsageError):
@@ -224,6 +226,7 @@ def test_the_last_use_is_noted_when_the_server_stops(config, tokens):
     assert abs(last[used.id] - datetime.now(UTC)) < timedelta(minutes=1)
 
 
+@IN_FILES
 def test_a_request_succeeds_though_its_use_cannot_be_noted(config, tokens, monkeypatch):
     monkeypatch.setattr(ari_server.database, "WRITE_SECONDS", 0.1)
     token = tokens.issue("alice")
@@ -336,6 +339,7 @@ assert len(tokens.list()) == 161
 """
 
 
+@IN_FILES
 def test_sixteen_processes_create_a_database_and_issue_tokens_at_once_and_none_is_lost(config, tmp_path):
     folders = [tmp_path / "fresh", config.data]
     done = subprocess.run(
@@ -355,11 +359,13 @@ def test_sixteen_processes_create_a_database_and_issue_tokens_at_once_and_none_i
     assert sorted(path.name for path in folders[0].iterdir()) == ["tokens.db"]
 
 
+@IN_FILES
 def test_a_new_data_directory_is_for_its_owner_only(config, tokens):
     assert config.data.stat().st_mode & 0o777 == 0o700
     assert (config.data / "tokens.db").stat().st_mode & 0o777 == 0o600
 
 
+@IN_FILES
 def test_a_database_that_somebody_keeps_locked_is_unavailable_in_bounded_time(config, tokens, monkeypatch):
     monkeypatch.setattr(ari_server.database, "WRITE_SECONDS", 0.2)
     monkeypatch.setattr(ari_server.database, "READ_SECONDS", 0.2)
@@ -379,6 +385,7 @@ def test_a_database_that_somebody_keeps_locked_is_unavailable_in_bounded_time(co
     assert tokens.check(token), "it recovers by itself"
 
 
+@IN_FILES
 @pytest.mark.parametrize("damage", ["text", "middle"])
 def test_a_damaged_database_is_named_and_not_touched(config, damage):
     with closing(Tokens(config)) as tokens:

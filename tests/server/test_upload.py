@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import errno
+import functools
 import hashlib
 import io
 import json
@@ -229,16 +230,20 @@ def test_a_bad_beginning_is_answered_while_the_rest_is_withheld(serve, monkeypat
 def test_nothing_of_a_body_is_asked_for_before_the_request_was_judged(server):
     """A client that waits for 100 Continue sees whether anybody wants its body."""
     reader = server.token("alice", scope="read")
-    for token, more, status in (
+    cases = (
         (None, {}, 401),
         (reader, {}, 403),
         (server.token("alice"), {"Content-Type": "text/plain"}, 415),
         (server.token("alice"), {"X-ARI-Visibility": "secret"}, 400),
         (server.token("alice"), {"Repr-Digest": "sha-256=:AAAA:"}, 400),
-    ):
+    )
+
+    def judged(token, more, status):
         with server.uploading(token, 10**6, Expect="100-continue", **more) as wire:
             assert wire.answer().status == status
             assert wire.closed()
+
+    together(*(functools.partial(judged, *case) for case in cases))
 
 
 def test_an_upload_over_quota_with_a_declared_digest_is_refused_before_its_body(serve):
@@ -440,7 +445,7 @@ def test_a_worker_that_starts_mends_what_a_dead_one_left(serve, monkeypatch, tmp
     first.upload(sample, alice)
     row = first.registry.find(sample.id)
     first.registry._owners.raise_own(row.locator, "alice", Visibility.PUBLIC)  # and then it was killed
-    monkeypatch.setattr(first.registry.index, "_who", "999999999-dead")
+    monkeypatch.setattr(first.registry.index._database, "me", "999999999-dead")
     first.registry.index.intend(row.archive_sha256, row.locator)
     assert first.request("GET", sample.path).status_code == 401
     with Serving(first.registry.config.data):

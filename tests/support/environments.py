@@ -13,8 +13,8 @@ OFFLINE = {
 """Variables with which pip, the build of our wheel included, is content with what is there."""
 
 
-def make_environment(folder):
-    """Makes a virtual environment, pip included; returns its folder of programs."""
+def make_environment(folder, without=()):
+    """Makes a virtual environment, pip included and some packages left out; returns its folder of programs."""
     folder = Path(folder)
     venv.create(folder, symlinks=True)
     (site,) = folder.glob("lib/python*/site-packages")
@@ -23,7 +23,8 @@ def make_environment(folder):
     for place in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
         for path in Path(place).iterdir():
             # Of ours there is what pip goes by, and the file that names the checkout.
-            if "ari_registry" not in path.name and not (others / path.name).exists():
+            name = path.name.partition("-")[0]
+            if "ari_registry" not in name and name not in without and not (others / path.name).exists():
                 (others / path.name).symlink_to(path)
     (site / "dependencies.pth").write_text(f"{others}\n")
     return folder / "bin"

@@ -209,6 +209,32 @@ class MemoryBackend(Backend):
             stored = self._stored(locator)
             self.space.items[locator] = replace(stored, owners=change(stored.owners))
 
+    def _probe(self):
+        self.space.check("probe")
+        return self.capabilities
+
+
+class DirectMemoryBackend(MemoryBackend):
+    """One whose archives somebody serves at `base`: its `direct_url` names them there, with a signature.
+
+    Attributes:
+        base: Where; None: this one cannot say.
+        given: Every URL that was given, with its time to live.
+    """
+
+    base = None
+
+    def __init__(self, settings=None, context=None):
+        super().__init__(settings, context)
+        self.given = []
+
+    def direct_url(self, locator, ttl):
+        self.space.check("direct_url")
+        if self.base is None:
+            raise Unsupported("no URL for this one")
+        self.given.append((f"{self.base}/{locator}?signature=canary-{uuid.uuid4().hex}", ttl))
+        return self.given[-1][0]
+
 
 class MemoryStream:
     """A stream that breaks where its space is told to."""

@@ -21,6 +21,7 @@ import ssl
 import subprocess
 import time
 import uuid
+from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -34,6 +35,7 @@ LEVELS = ("staged", "private-token", "unlisted", "public")
 PATIENCE = 60
 """Seconds after which what should happen soon counts as never happening: a kill limit, not a measure."""
 
+_NOT_FILES = r"\.db(-wal|-shm|-journal)?$|/\.[^/]*lock$|/locks/[0-9a-f]+$"
 _NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # to load the machine's certificates for each client takes long
 
 
@@ -92,6 +94,11 @@ class Sample:
     def path(self):
         return f"/artifact/{self.id}"
 
+    @property
+    def declared(self):
+        """The header in which our own client declares the digest."""
+        return {"Repr-Digest": f"sha-256=:{b64encode(bytes.fromhex(self.sha256)).decode()}:"}
+
 
 class Token(str):
     """The text of a token; `id` is what it is revoked by."""
@@ -99,7 +106,63 @@ class Token(str):
     __slots__ = ("id",)
 
 
-class Registry:
+class Api:
+    """What users ask of a registry; `http` is a client of it."""
+
+    def request(self, method, path, token=None, **more):
+        headers = {**bearer(token), **more.pop("headers", {})}
+        return self.http.request(method, path, headers=headers, **more)
+
+    def get(self, path, token=None, **more):
+        return self.request("GET", path, token, **more)
+
+    def head(self, path, token=None, **more):
+        return self.request("HEAD", path, token, **more)
+
+    def post(self, path, token=None, **more):
+        return self.request("POST", path, token, **more)
+
+    def delete(self, path, token=None, **more):
+        return self.request("DELETE", path, token, **more)
+
+    def upload(self, sample, token=None, **headers):
+        """Sends a bundle as our own client does."""
+        headers = {"Content-Type": "application/gzip", **headers}
+        return self.post("/artifact", token, content=sample.data, headers=headers)
+
+    def promote(self, sample, token, target):
+        return self.post(f"{sample.path}/promote", token, params={"target": target})
+
+    def store(self, sample, token, level="staged"):
+        """Uploads and promotes; returns the sample."""
+        done = self.upload(sample, token)
+        assert done.status_code == 200, done.text
+        if level != "staged":
+            done = self.promote(sample, token, level)
+            assert done.status_code == 200, done.text
+        return sample
+
+    def level(self, sample):
+        """The effective level, or None when there is no such artifact."""
+        answer = self.head(sample.path)
+        return answer.headers["X-ARI-Visibility"] if answer.status_code == 200 else None
+
+    def listed(self, token=None, **params):
+        """All artifacts that a listing shows, over all its pages."""
+        found, after = [], None
+        while True:
+            answer = self.get("/artifacts", token, params=params if after is None else {**params, "after": after})
+            assert answer.status_code == 200, answer.text
+            found += answer.json()["artifacts"]
+            after = answer.json()["next"]
+            if after is None:
+                return found
+
+    def ids(self, token=None, **params):
+        return [artifact["id"] for artifact in self.listed(token, **params)]
+
+
+class Registry(Api):
     """One server process (with `workers` more, if several), its data directory and its log.
 
     Attributes:
@@ -110,7 +173,7 @@ class Registry:
         once: A client that makes one for each request, so that several workers share them.
     """
 
-    def __init__(self, folder, *, data=None, workers=1, options=(), env=None):
+    def __init__(self, folder, *, data=None, workers=1, options=(), env=None, port=None):
         """`options` go to `serve`; `env` adds variables."""
         self.folder = Path(folder)
         self.data = Path(data) if data else self.folder / "data"
@@ -122,7 +185,7 @@ class Registry:
         self._tokens = None
         for path in (self.folder, self.scratch, self.folder / "home"):
             path.mkdir(exist_ok=True)
-        self.port = free_port()
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.http = self.client()
         self.once = self.client(limits=httpx2.Limits(max_keepalive_connections=0))
@@ -287,62 +350,9 @@ class Registry:
             from ari_server.tokens import Tokens
 
             self.data.mkdir(exist_ok=True)
-            self._tokens = Tokens(load_config({}, data=self.data))
+            database = {name: self.extra[name] for name in ("ARI_REGISTRY_DB",) if name in self.extra}
+            self._tokens = Tokens(load_config(database, data=self.data))
         return self._tokens
-
-    # -- requests -------------------------------------------------------------------------------------------------
-
-    def request(self, method, path, token=None, **more):
-        headers = {**bearer(token), **more.pop("headers", {})}
-        return self.http.request(method, path, headers=headers, **more)
-
-    def get(self, path, token=None, **more):
-        return self.request("GET", path, token, **more)
-
-    def head(self, path, token=None, **more):
-        return self.request("HEAD", path, token, **more)
-
-    def post(self, path, token=None, **more):
-        return self.request("POST", path, token, **more)
-
-    def delete(self, path, token=None, **more):
-        return self.request("DELETE", path, token, **more)
-
-    def upload(self, sample, token=None, **headers):
-        """Sends a bundle as our own client does."""
-        headers = {"Content-Type": "application/gzip", **headers}
-        return self.post("/artifact", token, content=sample.data, headers=headers)
-
-    def promote(self, sample, token, target):
-        return self.post(f"{sample.path}/promote", token, params={"target": target})
-
-    def store(self, sample, token, level="staged"):
-        """Uploads and promotes; returns the sample."""
-        done = self.upload(sample, token)
-        assert done.status_code == 200, done.text
-        if level != "staged":
-            done = self.promote(sample, token, level)
-            assert done.status_code == 200, done.text
-        return sample
-
-    def level(self, sample):
-        """The effective level, or None when there is no such artifact."""
-        answer = self.head(sample.path)
-        return answer.headers["X-ARI-Visibility"] if answer.status_code == 200 else None
-
-    def listed(self, token=None, **params):
-        """All artifacts that a listing shows, over all its pages."""
-        found, after = [], None
-        while True:
-            answer = self.get("/artifacts", token, params=params if after is None else {**params, "after": after})
-            assert answer.status_code == 200, answer.text
-            found += answer.json()["artifacts"]
-            after = answer.json()["next"]
-            if after is None:
-                return found
-
-    def ids(self, token=None, **params):
-        return [artifact["id"] for artifact in self.listed(token, **params)]
 
     def wire(self):
         return Wire(self.port)
@@ -355,7 +365,7 @@ class Registry:
         for top in (self.data, self.scratch):
             for path in top.rglob("*"):
                 with contextlib.suppress(FileNotFoundError):
-                    if path.is_file() and not re.search(r"\.db(-wal|-shm|-journal)?$|/\.[^/]*lock$", str(path)):
+                    if path.is_file() and not re.search(_NOT_FILES, str(path)):
                         found[str(path.relative_to(self.folder) if top == self.scratch else path)] = (
                             path.stat().st_size
                         )

@@ -12,7 +12,9 @@ How to write an example that is carried out:
 - Anything else, or what cannot be carried out here, stands behind ``<!-- not run: reason -->``.
 
 All of it happens in ``/home/ada``: that is how the documents spell the temporary home folder of the shell. In the
-same way ``/src/ari-registry`` is a checkout of this repository, and ``127.0.0.1:8290`` a port that is free.
+same way ``/src/ari-registry`` is a checkout of this repository; ``127.0.0.1:8290`` and 8291 are free ports.
+``https://s3.example.org`` is a store with an empty bucket ``lab-artifacts``, and the database ``ari`` at
+``db.example.org`` an empty one in PostgreSQL: they run while a document that names them is carried out.
 """
 
 import contextlib
@@ -53,6 +55,9 @@ LINKING = sorted({*DOCUMENTS, *FOLDERS, *(p.name for p in ROOT.glob("*.md"))})
 HOME = "/home/ada"
 CHECKOUT = "/src/ari-registry"
 ADDRESS = "127.0.0.1:8290"
+SECOND = "127.0.0.1:8291"
+STORE, BUCKET = "https://s3.example.org", "lab-artifacts"
+DATABASE = "postgresql+psycopg://ari:secret@db.example.org/ari"
 NOT_RUN = re.compile(r"<!-- not run: .{8,} -->")
 OUTPUT = "<!-- output -->"
 
@@ -277,8 +282,24 @@ def real_names(home):
             (checkout / part).symlink_to(ROOT / part)
         (checkout / ".venv").symlink_to(sys.prefix)
     if not port.exists():
-        port.write_text(str(free_port()))
-    return {HOME: str(home), CHECKOUT: str(checkout), ADDRESS: f"127.0.0.1:{port.read_text()}"}
+        port.write_text(f"{free_port()} {free_port()}")
+    names = {HOME: str(home), CHECKOUT: str(checkout)}
+    for told, number in zip((ADDRESS, SECOND), port.read_text().split(), strict=True):
+        host, _, told_number = told.partition(":")
+        names |= {told: f"{host}:{number}", f"_PORT={told_number}": f"_PORT={number}"}
+    servers = home.with_name(f"servers-of-{home.name}")
+    return names | (json.loads(servers.read_text()) if servers.exists() else {})
+
+
+def run_servers(text, home, request):
+    """Runs the store and the database that a document talks to."""
+    names = {}
+    if STORE in text:
+        store = request.getfixturevalue("moto")
+        names |= {STORE: store.endpoint_url, BUCKET: store.bucket}
+    if DATABASE in text:
+        names[DATABASE] = request.getfixturevalue("postgres_url")
+    home.with_name(f"servers-of-{home.name}").write_text(json.dumps(names))
 
 
 def real(command, names, log):
@@ -310,6 +331,7 @@ def environment(home):
         "TZ": "UTC",
         "COLUMNS": "100",
         "TERM": "dumb",
+        "AWS_EC2_METADATA_DISABLED": "true",  # nobody asks the network for credentials
         "PYTHONUNBUFFERED": "1",  # output and errors in the order of a terminal
     }
 
@@ -322,8 +344,10 @@ def home(tmp_path):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_examples(document, home):
-    problems = carry_out((ROOT / document).read_text(encoding="utf-8"), home)
+def test_examples(document, home, request):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    run_servers(text, home, request)
+    problems = carry_out(text, home)
     assert not problems, f"{document}\n" + "\n\n".join(problems)
 
 
@@ -406,7 +430,7 @@ def workplace(home, registry):
     return home
 
 
-def test_examples_of_the_commands(workplace):
+def test_examples_of_the_commands(workplace, moto):
     pristine = workplace.with_name("pristine")
     workplace.rename(pristine)
     problems = []
@@ -419,11 +443,11 @@ def test_examples_of_the_commands(workplace):
             for example in examples:
                 if not re.match(rf"{name}( |$)", example):
                     problems.append(f"`{name} --help` has an example of another command: {example}")
-                problems += tried(example, workplace, pristine, server)
+                problems += tried(example, workplace, pristine, server, moto)
     assert not problems, "\n".join(problems)
 
 
-def tried(example, home, pristine, server):
+def tried(example, home, pristine, server, moto):
     """Runs one example in a fresh copy of the workplace."""
     command = (
         example.partition(" | ")[0]
@@ -431,14 +455,15 @@ def tried(example, home, pristine, server):
         .replace("/media/usb", str(home / "usb"))
         .replace("/srv/ari", str(home / "srv"))
         .replace("3672addf…6448", PLAIN_DIGEST)
+        .replace("bucket=lab", f"bucket={moto.bucket}")
     )
-    variables = {"ARI_REGISTRY_DATA": str(home / "srv")}
+    variables = {"ARI_REGISTRY_DATA": str(home / "srv"), **moto.env}
     if re.match(r"ari (config|ear share)\b", command) or "--registry" in command:
         variables["ARI_REGISTRIES_FILE"] = str(home / "registries.yaml")
     if command.startswith("ari ear share"):
         command = f"ari ear publish --registry lab --replace run_42 && {command}"
     if command.startswith("ari registry serve"):  # which would never end
-        command = f"exec {command} --port 0"
+        command = f"exec {command} --port 0".replace("--workers 4", "--workers 2")
     is_about_here = re.match(r"ari (ear|publish)\b", command) and "run_42" not in command
     where = home / "work/run_42" if is_about_here else home / "work"
     terminal, slave = os.openpty()  # `ari ear delete` asks

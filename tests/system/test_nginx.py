@@ -4,86 +4,23 @@ import contextlib
 import json
 import os
 import re
-import signal
-import socket
-import subprocess
 import time
 from email.utils import formatdate
-from pathlib import Path
 
 import httpx2
 import pytest
 from support.httpd import Server, StaticFile
-from support.registry import LEVELS, Registry, Sample, Wire, bearer, eventually, free_port
+from support.nginx import CONF, Nginx
+from support.registry import LEVELS, Registry, Sample, bearer, eventually, free_port
 
 from ari_server.config import load_config
 
-ROOT = Path(__file__).parents[2]
-CONF = ROOT / "scripts" / "registry" / "nginx.conf"
 pytestmark = pytest.mark.needs("nginx")
 
 HASTY = {
     "client_header_timeout 20s": "client_header_timeout 2s",
     "client_body_timeout 60s": "client_body_timeout 2s",
 }
-
-
-class Nginx:
-    """A running nginx with our configuration.
-
-    Attributes:
-        port: Where it listens.
-        log: File with what it prints.
-    """
-
-    def __init__(self, folder, upstream, *, artifacts="/nonexistent", changes=None):
-        """`changes` replaces texts of the file, each of which must stand there exactly once."""
-        self.folder, self.port = folder, free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.log = folder / "nginx.log"
-        self.http = httpx2.Client(base_url=self.url, timeout=60, trust_env=False)
-        text = CONF.read_text()
-        places = {
-            "server registry:8290;": f"server 127.0.0.1:{upstream};",
-            "listen 8080;": f"listen 127.0.0.1:{self.port};",
-            "alias /data/artifacts/;": f"alias {artifacts}/;",
-        }
-        for old, new in {**places, **(changes or {})}.items():
-            assert text.count(old) == 1, old
-            text = text.replace(old, new)
-        folder.mkdir()
-        (folder / "nginx.conf").write_text(text)
-
-    def __enter__(self):
-        more = "daemon off;" + ("user root;" if os.geteuid() == 0 else "")
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                ["nginx", "-e", "stderr", "-p", f"{self.folder}/", "-c", "nginx.conf", "-g", more],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=self.folder,
-                env={"PATH": f"{os.environ['PATH']}:/usr/sbin"},
-            )
-        assert eventually(lambda: self.process.poll() is not None or self._listens())
-        assert self.process.poll() is None, self.log.read_text()
-        return self
-
-    def _listens(self):
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-            return True
-
-    def __exit__(self, *_):
-        self.http.close()
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(60)
-
-    def lines(self):
-        """What it logged, one object for each request."""
-        return [json.loads(line) for line in self.log.read_text().splitlines()]
-
-    def wire(self):
-        return Wire(self.port)
 
 
 @pytest.fixture(scope="module")
@@ -191,16 +128,15 @@ class TestTransfer:
         ids=lambda headers: ",".join(map(str, headers.values())) or "whole",
     )
     def test_every_answer_is_what_the_server_itself_would_say(
-        self, plain, before_plain, accelerated, before_accelerated, method, headers
+        self, shared, plain, before_plain, accelerated, before_accelerated, method, headers
     ):
-        sample = self.shared(plain, accelerated)
-        etag = plain.head(sample.path).headers["ETag"]
-        stored = accelerated.data / "artifacts" / sample.id / "bundle.tar.gz"
+        etag = plain.head(shared.path).headers["ETag"]
+        stored = accelerated.data / "artifacts" / shared.id / "bundle.tar.gz"
         modified = formatdate(stored.stat().st_mtime, usegmt=True)
         headers = {name: value.replace("ETAG", etag).replace("TIME", modified) for name, value in headers.items()}
 
         def said(client):
-            answer = client.request(method, sample.path, headers=headers)
+            answer = client.request(method, shared.path, headers=headers)
             body = answer.content if answer.status_code in (200, 206) else b""
             found = {name: answer.headers.get_list(name) for name in self.SAID}
             if answer.status_code == 206:  # which says it by itself; nginx leaves it out
@@ -211,14 +147,14 @@ class TestTransfer:
         assert said(before_plain.http) == expected
         assert said(before_accelerated.http) == expected
 
+    @pytest.fixture(scope="class")
     @classmethod
-    def shared(cls, *servers):
-        """A public sample that all of them have."""
-        if not hasattr(cls, "_sample"):
-            cls._sample = Sample.noise(100_000)
-            for server in servers:
-                server.store(cls._sample, server.token("bob"), "public")
-        return cls._sample
+    def shared(cls, plain, accelerated):
+        """A public sample that both of them have."""
+        sample = Sample.noise(100_000)
+        for server in (plain, accelerated):
+            server.store(sample, server.token("bob"), "public")
+        return sample
 
     def test_the_folder_behind_is_reached_through_the_server_only(self, accelerated, before_accelerated):
         staged = accelerated.store(Sample.new(), accelerated.token("carol"))

@@ -267,10 +267,35 @@ class TestTest:
         (cache / "attrs-extra.zip").touch()
         self.python(checkout, download='touch "$(printf %s/%s-1.0.tar.gz .cache/sdists "${@: -1}")"')
         run(checkout / "scripts/test")
-        fetched = [line.split()[-1] for line in log_of(checkout) if "pip download" in line]
+        fetched = [line.split()[-1] for line in log_of(checkout) if "--no-binary" in line]
         assert fetched == ["attrs", "packaging", "idna", "pluggy"]
         run(checkout / "scripts/test")
-        assert sum("pip download" in line for line in log_of(checkout)) == 4
+        assert sum("--no-binary" in line for line in log_of(checkout)) == 4
+
+    def test_wheels_of_an_extra_are_fetched_once(self, checkout):
+        self.python(checkout, download='[ "${@: -1}" != boto3 ] || touch .cache/wheels-s3/boto3-1.0-py3.whl')
+        for _ in range(2):
+            assert run(checkout / "scripts/test").returncode == 3
+        assert sum(line.endswith("--dest .cache/wheels-s3 boto3") for line in log_of(checkout)) == 1
+
+    def test_swift_is_installed_once_and_only_where_nothing_may_be_missing(self, checkout):
+        swift = ".cache/swift/bin"
+        made = f"mkdir -p {swift}; cp .venv/bin/python {swift}"
+        installed = f"[ ! -d {swift} ] || install -m 755 /dev/null {swift}/swift-proxy-server"
+        executable(
+            checkout / ".venv/bin/python",
+            f'echo "python $*" >>log\ncase "$2" in venv) {made} ;; pip) {installed} ;; esac',
+        )
+        for environment in ({}, {"ARI_TEST_REQUIRE": "all"}, {"ARI_TEST_REQUIRE": "all"}):
+            assert run(checkout / "scripts/test", **environment).returncode == 0
+        about = [line.split()[2] for line in log_of(checkout) if "swift" in line or "pytest" in line]
+        assert about == ["pytest", "venv", "pip", "pytest", "pytest"]
+
+    def test_tests_run_where_swift_cannot_be_installed(self, checkout):
+        self.python(checkout)
+        done = run(checkout / "scripts/test", ARI_TEST_REQUIRE="all")
+        assert done.returncode == 3
+        assert "Swift could not be installed" in done.stderr
 
 
 class TestLint:
@@ -358,6 +383,10 @@ class TestCi:
                 "nginx",
                 "faketime",
                 "docker-registry",
+                "ceph",
+                "ceph-mon",
+                "ceph-osd",
+                "radosgw",
                 "curl",
                 "hey",
                 "shellcheck",
@@ -378,13 +407,13 @@ class TestCi:
 
         return run_ci
 
-    @pytest.mark.needs("/usr/bin/time")
+    @pytest.mark.needs("/usr/bin/time", "initdb")
     @pytest.mark.parametrize(("lint", "test", "expected"), [(0, 0, 0), (1, 0, 1), (0, 2, 2), (1, 5, 5)])
     def test_both_run_with_nothing_skipped_and_no_status_is_lost(self, checkout, ci, lint, test, expected):
         assert ci(lint, test).returncode == expected
         assert log_of(checkout) == ["lint all", "test all"]
 
-    @pytest.mark.needs("/usr/bin/time")
+    @pytest.mark.needs("/usr/bin/time", "initdb")
     def test_what_is_missing_is_installed_first(self, checkout, ci):
         done = ci(absent="bsdtar")
         assert done.returncode == 0, done.stderr

@@ -626,6 +626,13 @@ class AriRegistry(HttpReader):
 
     def _refusal(self, answer: Answer) -> BackendError:
         where = answer.where
+        if answer.elsewhere and answer.status in _ABSENT:
+            return IntegrityError(
+                f"{where}: the registry's store does not have what the registry lists",
+                hint="tell the registry's operator; any other copy of the same bundle will do",
+            )
+        if answer.elsewhere:
+            return refusal(answer)
         match answer.status:
             case HTTPStatus.NOT_FOUND | HTTPStatus.GONE if not answer.is_json and self._should_be_registry(answer):
                 # Believing a proxy's page, a record would lose what is still there.

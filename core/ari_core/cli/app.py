@@ -110,5 +110,5 @@ for _command in (
     authoring.delete,
 ):
     ear.add_command(_command)
-for _command in (backends.list_, backends.show, backends.check):
+for _command in (backends.list_, backends.show, backends.check, backends.gc):
     stores.add_command(_command)

@@ -39,6 +39,12 @@ def result(data: Mapping[str, Any], *lines: str) -> None:
             print(escape(line))  # noqa: T201 - this is the output
 
 
+def line(text: str) -> None:
+    """Prints a line of a result that is too long to be kept; not as JSON, which is one object at the end."""
+    if not _state["json"]:
+        print(escape(text))  # noqa: T201 - this is the output
+
+
 def _print_json(data: Mapping[str, Any], indent: int | None = None) -> None:
     text = json_module.dumps(data, ensure_ascii=False, indent=indent, default=str)
     # What a terminal would act on is escaped as JSON can; line breaks are json's own.

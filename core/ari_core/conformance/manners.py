@@ -25,7 +25,7 @@ from ari_core.contract import (
     SupportsWorkdir,
     Visibility,
 )
-from ari_core.errors import AriError, BackendBug, BackendError, NotFound
+from ari_core.errors import AriError, BackendBug, BackendError, NotFound, Unsupported
 from ari_core.wrappers import Wrapper
 
 _SHORTEST_SECRET = 4  # shorter ones turn up in any text by chance
@@ -156,7 +156,11 @@ class Manners(Knobs):
         need(has, "no SupportsProviderChecksum")
         assert has
         bundle = make_bundle(CHUNK)
-        algorithm, digits = has.provider_checksum(self.seed(backend, bundle))
+        locator = self.seed(backend, bundle)
+        try:
+            algorithm, digits = has.provider_checksum(locator)
+        except Unsupported:
+            pytest.skip("the store keeps no checksum of it")
         assert hashlib.new(algorithm, bundle.archive, usedforsecurity=False).hexdigest() == digits
 
     def test_direct_url(self, backend: Backend) -> None:

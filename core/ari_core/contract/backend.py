@@ -42,6 +42,8 @@ class Backend(ABC):
     reader_settings: ClassVar[tuple[str, ...]] = ()
     trust_settings: ClassVar[tuple[str, ...]] = ()
 
+    _looks_first: ClassVar[bool] = True
+
     def __init__(self, settings: Any, context: OpenContext | None = None) -> None:
         """Keeps the settings. Opening is not creating: make no folder and send no request here."""
         self.settings = settings

@@ -27,9 +27,14 @@ class TranslatingProxy:
 
         def call(*arguments: Any, **keywords: Any) -> Any:
             with self._backend._errors():  # noqa: SLF001 - one unit with Backend
-                return method(*arguments, **keywords)
+                found = method(*arguments, **keywords)
+            return self._each(found) if isinstance(found, Iterator) else found
 
         return call
+
+    def _each(self, found: Iterator[Any]) -> Iterator[Any]:
+        with self._backend._errors():  # noqa: SLF001 - one unit with Backend
+            yield from found
 
 
 class Opened(AbstractContextManager[ReadStream]):
@@ -43,7 +48,8 @@ class Opened(AbstractContextManager[ReadStream]):
         with backend._errors():  # noqa: SLF001 - one unit with Backend
             if offset < 0:
                 raise RangeError(f"offset {offset} is before the beginning")
-            size = backend._stat(self._locator).size  # noqa: SLF001
+            # A wrapper's inner backend looks by itself: one look is one request.
+            size = backend._stat(self._locator).size if backend._looks_first else None  # noqa: SLF001
             if size is not None and offset > size:
                 raise RangeError(f"offset {offset} is past the end at {size}")
             start = offset if backend.capabilities.ranges else 0

@@ -272,9 +272,14 @@ class OpenContext:
         turn: Given the name of an artifact, keeps everybody else who changes this store from changing it: wrap
             each change in it where the store itself cannot let one through at a time. None: there is no such
             help. A registry's database gives it.
+        patience: Seconds that the caller will wait for one answer; None: `streams.deadline`.
+        spool: A folder for what a stream has to hold back. Given where many are open at once: then nothing large
+            may be held in memory for any of them. None: a few tens of megabytes for the only one are fine.
     """
 
     checkpoint: Path | None = None
     warn: Callable[[str], None] = lambda _line: None
     anonymous: bool = False
     turn: Callable[[str], AbstractContextManager[None]] | None = None
+    patience: float | None = None
+    spool: Path | None = None

@@ -30,6 +30,24 @@ CHECK_SECONDS: Final = 120.0
 
 CHILD: Final = "ari_core.workflows.backends_child"
 
+ONLY_A_TRIAL_SHOWS: Final = ("exclusive_create", "atomic_updates")
+"""Promises that a store can break without anybody noticing, until two writers meet."""
+
+LACKS: Final[Mapping[str, str]] = {
+    "put": "nothing can be published here, only read",
+    "delete": "what is published here cannot be deleted with this program, or not once it is promoted",
+    "list": "what is stored here cannot be listed, or a listing may lag behind",
+    "ranges": "an interrupted download starts again from the beginning",
+    "exclusive_create": "two uploads of one bundle at the same moment may both report that they created it",
+    "visibility": "levels keep fewer readers out here, or are not even written down",
+    "levels": "some levels cannot be reached here",
+    "stores_meta": "owners, levels and times of publication are not kept with what is stored",
+    "atomic_updates": "of two changes of one artifact's level or owners at the same moment one may be lost: "
+    "where several people change them, put a registry with PostgreSQL in front",
+    "embargo": "an embargo is kept by promoting on the day, not by the store",
+}
+"""What it means for the user that a store does not have a capability."""
+
 
 @dataclass(frozen=True, slots=True)
 class BackendInfo:
@@ -111,6 +129,8 @@ class CheckResult:
     Attributes:
         name: Of the backend.
         capabilities: What this very store does.
+        lacks: What the backend can do elsewhere and not here, and what that means for the user, in words.
+        untried: What may well be so here, but only a trial shows.
         steps: What was done, in order.
         left_behind: Ref of the test bundle, if the store keeps it; None if nothing was written or all is removed.
         warnings: Lines the backend had for the user.
@@ -118,6 +138,8 @@ class CheckResult:
 
     name: str
     capabilities: Mapping[str, Any]
+    lacks: Mapping[str, str]
+    untried: tuple[str, ...]
     steps: tuple[str, ...]
     left_behind: str | None
     warnings: tuple[str, ...]
@@ -159,6 +181,7 @@ def check_backend(
     options: Mapping[str, str] | None = None,
     *,
     write: bool = False,
+    trial: bool = False,
     checkpoint: str | Path | None = None,
     seconds: float = CHECK_SECONDS,
 ) -> CheckResult:
@@ -168,12 +191,14 @@ def check_backend(
         name_or_profile: Of a backend, or of a profile in the configuration file.
         options: From ``-o``.
         write: Store a small marked bundle, read it back, compare, and delete it where the store can delete.
+        trial: Let writers race in the store to find out which promises it keeps; it remembers the outcome.
         checkpoint: For backends that store beside it.
         seconds: How long all of it may take.
 
     Raises:
         PluginError: There is no such backend, or it cannot be loaded.
         ConfigurationError: A setting is wrong.
+        Unsupported: The backend has nothing to write, or no promises to try.
         BackendError: The store cannot be reached, refuses, or does not do what it says.
         Unavailable: It took too long.
         BackendBug: It took its process down.
@@ -183,10 +208,11 @@ def check_backend(
         "backend": name_or_profile,
         "options": dict(options or {}),
         "write": write,
+        "trial": trial,
         "checkpoint": None if checkpoint is None else str(checkpoint),
     }
     reply = _in_child(request, name_or_profile, seconds)
-    return CheckResult(**{**reply, "steps": tuple(reply["steps"]), "warnings": tuple(reply["warnings"])})
+    return CheckResult(**{**reply, **{key: tuple(reply[key]) for key in ("untried", "steps", "warnings")}})
 
 
 # -- listing -----------------------------------------------------------------------------------------------------

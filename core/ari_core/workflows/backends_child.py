@@ -36,6 +36,7 @@ from ari_core.contract import (
     OpenContext,
     ReadStream,
     Source,
+    SupportsTrial,
     Visibility,
 )
 from ari_core.errors import (
@@ -51,7 +52,7 @@ from ari_core.errors import (
 from ari_core.manifest import FileEntry, bundle_digest, render_manifest
 from ari_core.names import MANIFEST_NAME
 from ari_core.plugins import load_plugins
-from ari_core.workflows.backends import BackendDetails, CheckResult, SettingInfo
+from ari_core.workflows.backends import LACKS, ONLY_A_TRIAL_SHOWS, BackendDetails, CheckResult, SettingInfo
 
 _TEST_FILE: Final = "ari-backends-check.txt"
 _TYPES: Final = {
@@ -157,7 +158,13 @@ def _plain(can: Capabilities) -> dict[str, Any]:
 # -- check -------------------------------------------------------------------------------------------------------
 
 
-def check(backend: str, options: Mapping[str, str], write: bool, checkpoint: str | None) -> CheckResult:  # noqa: FBT001
+def check(
+    backend: str,
+    options: Mapping[str, str],
+    write: bool,  # noqa: FBT001 - as in JSON
+    trial: bool,  # noqa: FBT001
+    checkpoint: str | None,
+) -> CheckResult:
     """Checks a store; see `ari_core.workflows.backends.check_backend`."""
     warnings: list[str] = []
     context = OpenContext(
@@ -167,8 +174,32 @@ def check(backend: str, options: Mapping[str, str], write: bool, checkpoint: str
     with settings.open_backend(backend, options, context) as store:
         can = store.probe()
         steps = ["opened and probed the store"]
+        if trial:
+            _let_writers_race(store)
+            steps.append("let writers race")
         left_behind = _write_and_read_back(store, can, steps) if write else None
-    return CheckResult(store.name, _plain(can), tuple(steps), left_behind, tuple(warnings))
+        can = store.probe() if trial or write else can  # which may know more by now
+        lacks = store.capabilities.beyond(can)
+        unknown = () if trial or store.optional(SupportsTrial) is None else ONLY_A_TRIAL_SHOWS
+    return CheckResult(
+        name=store.name,
+        capabilities=_plain(can),
+        lacks={name: LACKS[name] for name in lacks if name not in unknown},
+        untried=tuple(name for name in lacks if name in unknown),
+        steps=tuple(steps),
+        left_behind=left_behind,
+        warnings=tuple(warnings),
+    )
+
+
+def _let_writers_race(store: Backend) -> None:
+    """Has a store find out what it keeps: its probe says so from then on."""
+    racing = store.optional(SupportsTrial)
+    if racing is None:
+        raise Unsupported(
+            f"the backend '{store.name}' promises nothing that a trial would show", hint="check it without --trial"
+        )
+    racing.trial()
 
 
 def _write_and_read_back(store: Backend, can: Capabilities, steps: list[str]) -> str | None:

@@ -1,0 +1,1 @@
+"""Buckets of any store that speaks S3: AWS, Ceph, Swift and their like."""

@@ -1,0 +1,5 @@
+"""What Alembic runs first."""
+
+from ari_server.migrations import run
+
+run()
