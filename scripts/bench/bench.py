@@ -115,6 +115,7 @@ class Bench:
             scratch / "s3",
             self.environment,
             large=lambda: self.large.bundle,
+            checkpoint=lambda: self.large.checkpoint,
             sized=lambda size: self.prepare_large(size).bundle,
             registry=self.registry,
         )

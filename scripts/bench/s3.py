@@ -26,7 +26,12 @@ AWS = ROOT / ".cache" / "awscli"
 BUCKET = "bench"
 MEMORY_LIMIT = 150_000_000
 
-# The same job without us: get the archive, unpack it, hash every file and compare.
+# The same job without us: pack, hash, send.
+THEIR_PUBLISH = """
+tar -C "$2" -cf - . | pigz -1 >"$3/b.tar.gz"; sha256sum "$3/b.tar.gz"
+"$1" s3 cp --only-show-errors "$3/b.tar.gz" "$4"
+"""
+# And: get the archive, unpack it, hash every file and compare.
 THEIR_CLONE = """
 "$1" s3 cp --only-show-errors "$2" "$3/b.tar.gz"
 mkdir "$3/tree"; tar -C "$3/tree" -xzf "$3/b.tar.gz"
@@ -41,6 +46,7 @@ class S3Bench:
         scratch: Where to work; made here.
         environment: Of all programs.
         large: Gives the bundle of the large set.
+        checkpoint: Gives its checkpoint, curated.
         sized: Gives a bundle of a set of so many bytes.
         registry: Makes other archives of the same content.
     """
@@ -50,12 +56,14 @@ class S3Bench:
         scratch: Path,
         environment: dict[str, str],
         large: Callable[[], Path],
+        checkpoint: Callable[[], Path],
         sized: Callable[[int], Path],
         registry: RegistryBench,
     ) -> None:
         self.scratch = scratch
         self.environment = environment
         self.large = large
+        self.checkpoint = checkpoint
         self.sized = sized
         self.registry = registry
         self.running = ExitStack()
@@ -93,9 +101,9 @@ class S3Bench:
         """What names the bucket."""
         return [f"bucket={BUCKET}", f"endpoint_url={self.store.endpoint_url}"]
 
-    def put(self, archive: Archive) -> Command:
+    def put(self, archive: Archive, *more: str) -> Command:
         """Ours: verified, hashed and stored."""
-        return self.signed(sys.executable, PUT, archive.path, archive.sha256, *self.options)
+        return self.signed(sys.executable, PUT, archive.path, archive.sha256, *self.options, *more)
 
     def put_theirs(self, archive: Archive) -> Command:
         """Theirs: stored."""
@@ -111,6 +119,20 @@ class S3Bench:
         sums = self.scratch / "SHA256SUMS"
         sums.write_text("".join(f"{entry['sha256']}  {entry['path']}\n" for entry in manifest["files"]))
         return f"s3://{BUCKET}/artifacts/{archive.sha256}/", manifest["bundle_sha256"], sums
+
+    def publish(self, fresh: Path) -> Command:
+        """Ours: packed, hashed while it is sent, and stored; each time under another prefix."""
+        checkpoint = self.checkpoint()
+        # A checkpoint published before is another case: its record names where.
+        (checkpoint / "publish_record.json").unlink(missing_ok=True)
+        options = [f"-o{option}" for option in (*self.options, f"prefix={fresh.name}")]
+        return self.signed(ARI, "ear", "publish", checkpoint, "--backend", "s3", *options)
+
+    def publish_theirs(self, fresh: Path) -> Command:
+        """Theirs: one step after the other."""
+        script = ["bash", "-euo", "pipefail", "-c", THEIR_PUBLISH, "bash"]
+        target = f"s3://{BUCKET}/theirs/{fresh.name}"
+        return self.signed(*script, self.aws, self.checkpoint() / "ear_published", fresh, target)
 
     def clone(self, fresh: Path) -> Command:
         """Ours: nothing appears that does not verify."""
@@ -131,8 +153,16 @@ class S3Bench:
         """Everything that is compared."""
         return [
             Comparison(
+                "s3-publish",
+                "publish, large, to S3 / `tar \\| pigz -1`, `sha256sum`, `aws s3 cp`",
+                1.0,
+                self.publish,
+                self.publish_theirs,
+                needs=("radosgw", "pigz"),
+            ),
+            Comparison(
                 "s3-put",
-                "put of the large bundle / `aws s3 cp`",
+                "put of the large bundle, verified meanwhile / `aws s3 cp`",
                 1.0,
                 lambda _: self.put(self.registry.next_archive()),
                 lambda _: self.put_theirs(self.registry.next_archive()),
@@ -155,9 +185,9 @@ class S3Bench:
             archive = Archive.of(bundle)
             fresh = self.scratch / f"memory-{size}"
             fresh.mkdir()
-            ref = f"s3://{BUCKET}/artifacts/{archive.sha256}/"
+            ref = f"s3://{BUCKET}/memory/artifacts/{archive.sha256}/"
             for name, command in (
-                ("put", self.put(archive)),
+                ("put", self.put(archive, "prefix=memory")),
                 ("clone", self.signed(ARI, "clone", ref, fresh / "clone", "-o", self.options[1])),
             ):
                 peak = self.run(command).peak_kib * 1024

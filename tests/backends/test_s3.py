@@ -928,6 +928,14 @@ def test_a_store_serves_one_registry(s3_store):
         assert keys(backend) == ["p/.ari-registry.json"]
 
 
+def test_a_damaged_note_of_the_registry_is_refused_until_somebody_takes_the_store_over(moto):
+    with s3(moto) as backend:
+        backend._client.put(".ari-registry.json", b"{}")
+        with pytest.raises(IntegrityError, match="damaged"):
+            backend.serve_for("one")
+        assert backend.serve_for("one", take_over=True) == backend.serve_for("two") == "one"
+
+
 def test_of_many_registries_one_gets_the_store(rgw):
     with s3(rgw) as backend:
         got = together(*[lambda number=number: backend.serve_for(f"number {number}") for number in range(8)])

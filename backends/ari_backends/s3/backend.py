@@ -269,7 +269,13 @@ class S3(StoredLayout):
             place, data = self._here(), json.dumps({"registry": registry}).encode()
             for _ in range(_TRIES):
                 found = place.read(SERVING, _LONGEST_NOTE)
-                noted = _registry_of(found.data) if found else None
+                noted = None
+                if found:
+                    try:
+                        noted = _registry_of(found.data)
+                    except IntegrityError:  # which is what taking over is for
+                        if not take_over:
+                            raise
                 if noted is not None and (noted == registry or not take_over):
                     return noted
                 place.write(SERVING, data, replacing=found.version if found else None)
@@ -338,4 +344,6 @@ def _registry_of(data: bytes) -> str:
             return fields["registry"]
     except (ValueError, TypeError, KeyError, RecursionError):
         pass
-    raise IntegrityError(f"{SERVING} in the store is damaged", hint="take the store over to write it anew")
+    raise IntegrityError(
+        f"{SERVING} in the store is damaged", hint="`ari registry reindex --take-over` writes it anew"
+    )

@@ -153,7 +153,7 @@ def _says(error: exceptions.ClientError, asked: Asked, what: str = "the store re
     told = _shown(str(error.response.get("Error", {}).get("Message") or ""), asked)
     code = escape(code_of(error))[:_LONGEST]
     inside = ": ".join(part for part in (code if not code.isdigit() else f"HTTP {code}", told) if part)
-    return f"{asked.where}: {what} ({inside})"
+    return f"{asked.where}: {what}" + (f" ({inside})" if inside else "")
 
 
 def _shown(text: str, asked: Asked) -> str:
