@@ -3,6 +3,7 @@
 #
 #   ./setup.sh                       what a user needs
 #   ./setup.sh --with-registry       what running a registry server needs as well
+#   ./setup.sh --all                 every optional part: the server, PostgreSQL, S3, other places that fsspec reads
 #   ./setup.sh --dev                 what tests, lint and benchmark need as well, the server's included
 #   PYTHON=python3.13 ./setup.sh     with this Python (3.11 or newer)
 #
@@ -19,6 +20,7 @@ extra=
 for option in "$@"; do
     case "$option" in
     --dev) extra='[dev]' ;;
+    --all) [ "$extra" = '[dev]' ] || extra='[all]' ;;
     --with-registry) extra=${extra:-'[server]'} ;;
     -h | --help)
         sed -n '2,/^set /{s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"
@@ -66,6 +68,7 @@ wanted="$place $(cksum <pyproject.toml)"
 installed=$(cat "$stamp" 2>/dev/null || true)
 case "$installed" in
 *'[dev]') extra='[dev]' ;;
+*'[all]') [ "$extra" = '[dev]' ] || extra='[all]' ;;
 *'[server]') extra=${extra:-'[server]'} ;;
 esac
 [ "$installed" != "$wanted$extra" ] || exit 0

@@ -448,10 +448,12 @@ class StoredLayout(Backend):
                         commit()
                     # The commit point. Create-only: of several writers one creates.
                     created = place.write(key, meta, replacing=None)
-                    if created and place.size(bundle) != source.size:
+                    if created and (size := place.size(bundle)) != source.size:
+                        if size is None:  # the next put sends them again; somebody else may have done so by now
+                            raise Unavailable(f"the artifact {artifact} was being deleted meanwhile")
                         place.remove(key)
                         self._clear(place, artifact)
-                        raise Unavailable(f"the artifact {artifact} was being deleted meanwhile")
+                        raise Unavailable(f"the archive of {artifact} did not arrive as it was sent")
                     found = self._stored(place, source)
             if not found:
                 raise Unavailable(f"the artifact {artifact} was deleted as soon as it was stored")

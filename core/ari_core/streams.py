@@ -7,8 +7,9 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from typing import Final, Protocol, Self, runtime_checkable
+from typing import Final, Protocol, Self, TypeVar, runtime_checkable
 
 from ari_core.errors import ConfigurationError, Unavailable
 
@@ -20,6 +21,8 @@ _DEADLINE_SECONDS: Final = 300.0
 _CHUNKS_AHEAD: Final = 8
 _POLL_SECONDS: Final = 0.1
 _PATIENCE_SECONDS: Final = 5.0
+
+_T = TypeVar("_T")
 
 Progress = Callable[[str, int, "int | None"], None]
 """Called with what is being done, how much of it (bytes or files) is done, and the total if known."""
@@ -131,6 +134,20 @@ class ReadAhead:
         if kind is not None and isinstance(self._stream, Interruptible):
             self._stream.interrupt()
         self._thread.join(_PATIENCE_SECONDS)  # one that hangs is a daemon, and dies with the program
+
+
+def in_thread(name: str, call: Callable[[], _T]) -> Future[_T]:
+    """Calls in a daemon thread: one that hangs keeps no program from ending, as a pool's would."""
+    future: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - raised again by whoever asks for the result
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future
 
 
 class BackgroundSha256:

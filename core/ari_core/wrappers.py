@@ -12,7 +12,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -46,7 +45,7 @@ from ari_core.errors import (
     ReadOnly,
     Unavailable,
 )
-from ari_core.streams import deadline
+from ari_core.streams import deadline, in_thread
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -264,7 +263,7 @@ class RetryBackend(Wrapper):
             if error is not reading.failure:
                 before = error
                 return False
-            if before is not None:  # a source that cannot be read once more says nothing new
+            if before is not None and not reading.opens:  # one that can be read once says nothing new
                 if isinstance(source, WatchedSource):
                     source.failure = None  # or `put` would raise that
                 raise before from error
@@ -583,15 +582,7 @@ class DeadlineBackend(Wrapper):
             yield stream
 
     def _within(self, call: Callable[[], _T]) -> _T:
-        answer: Future[_T] = Future()
-
-        def run() -> None:
-            try:
-                answer.set_result(call())
-            except BaseException as error:  # noqa: BLE001 - raised again by whoever asked
-                answer.set_exception(error)
-
-        threading.Thread(target=run, name=f"ari-{self.name}", daemon=True).start()
+        answer = in_thread(f"ari-{self.name}", call)
         try:
             return answer.result(self._seconds)
         except TimeoutError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 
 from ari_core.contract import Owner, Visibility
-from ari_server.index import Row
+from ari_server.rows import Row
 from ari_server.tokens import Caller
 
 

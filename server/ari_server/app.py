@@ -28,8 +28,9 @@ from ari_core.layout import ID_DIGITS, MOST_DIGITS
 from ari_server import download, logs, metrics, problems, schemas, upload
 from ari_server.access import Permission, Verdict, decide, is_user, owner_of
 from ari_server.config import ServerConfig, load_config
-from ari_server.index import Row, cursor_behind
+from ari_server.index import cursor_behind
 from ari_server.problems import Problem
+from ari_server.rows import Row
 from ari_server.schemas import LARGEST_PAGE, LONGEST_NOTE, PAGE, json_answer
 from ari_server.service import Registry
 from ari_server.tokens import Caller

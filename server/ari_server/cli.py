@@ -154,7 +154,7 @@ def serve(*, host: str, port: int, workers: int, **given: Any) -> None:
 @click.option(
     "--take-over",
     is_flag=True,
-    help="From now on this database serves the store; the one that did before must be gone.",
+    help="From now on this database and this store belong together; whoever had either before must be gone.",
 )
 @_settings("data", "backend", "options")
 @options.json
@@ -176,11 +176,13 @@ def reindex(*, take_over: bool, **given: Any) -> None:
     if config.db is None or config.backend == DEFAULT_BACKEND:
         _require_data(config)
     with output.progress() as progress, closing(Index(config)) as index, open_store(config) as store:
-        if take_over:
-            serving = store.optional(SupportsServing)
-            if serving is None:
-                raise UsageError(f"the backend '{store.name}' notes nothing that could be taken over")
+        if not take_over:
+            index.require_known(store)
+        elif (serving := store.optional(SupportsServing)) is not None:
             serving.serve_for(index.identify(), take_over=True)
+            output.warn("a server that runs with another database on this store must be stopped now")
+        elif config.db is None:
+            raise UsageError(f"the backend '{store.name}' notes nothing that could be taken over")
         done = index.reindex(store, progress=progress)
     for warning in done.warnings:
         output.warn(warning)

@@ -39,7 +39,7 @@ from ari_core.workflows.refs import BackendSource
 from ari_server.problems import Problem
 
 if TYPE_CHECKING:
-    from ari_server.index import Row
+    from ari_server.rows import Row
     from ari_server.service import Registry
 
 CHUNK: Final = 512 * 1024

@@ -12,13 +12,12 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any, Final, Protocol, TypeVar, runtime_checkable
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import (
     BigInteger,
@@ -40,48 +39,38 @@ from sqlalchemy import (
     Index as TableIndex,
 )
 
-from ari_core.contract import Artifact, Backend, Locator, Owner, SupportsManifest, Visibility
-from ari_core.digests import is_sha256
+from ari_core.contract import Artifact, Backend, Locator, Owner, Visibility
 from ari_core.errors import (
     AlreadyExists,
+    ConfigurationError,
     IntegrityError,
     NotFound,
     QuotaExceeded,
-    Unsupported,
     UsageError,
-    VerificationError,
 )
 from ari_core.layout import ID_DIGITS, MOST_DIGITS
-from ari_core.limits import Limits
-from ari_core.manifest import MAX_SIZE, Manifest, parse_manifest
 from ari_core.names import quoted
 from ari_core.streams import Progress
-from ari_core.verification import read_manifest
-from ari_core.workflows.refs import BackendSource
 from ari_server.config import DEFAULT_BACKEND, ServerConfig
 from ari_server.database import Plain, insert, open_database
+from ari_server.rows import Intent, Row, SupportsFind, Tombstone
+from ari_server.survey import SEARCH_CHARACTERS, Survey
 from ari_server.turns import Turns
 
 _log: Final = logging.getLogger(__name__)
 MOST_ROWS: Final = 1000
 """Of one `Index.page`."""
 
-_LONGEST_TEXT: Final = 1000
-_LONGEST_NAME: Final = 500  # PostgreSQL indexes 2,700 bytes
-_AT_A_TIME: Final = 8  # questions to a store
-_SEARCH_CHARACTERS: Final = 64 * 1024
 _MOST_WORDS: Final = 16
 _LONGEST_QUERY: Final = 200
 _BATCH: Final = 500
-_MOST_WARNINGS: Final = 100
+_LOOKED_FOR: Final = 5
 _CITED: Final = (Visibility.UNLISTED, Visibility.PUBLIC)
-_LAST_PART: Final = re.compile(r"([0-9a-f]{1,64})/?$")
 _CURSOR: Final = re.compile(r"(-?[0-9]{1,12}) ([0-9a-f]{64})")
 
 _GENERATION: Final = "generation"
 _COMPLETE: Final = "complete"
 _IDENTITY: Final = "identity"
-_FROM_CONTENT: Final = ("bundle_sha256", "file_count", "total_bytes", "license", "title", "manifest_sha256")
 
 _tables: Final = MetaData()
 # Everything is keyed by the archive digest: an id is its beginning, so one range finds both.
@@ -156,72 +145,6 @@ _FIND_TOMBSTONE: Final = select(_removals.c.archive_sha256, _removals.c.id, _rem
 _FIND_FACT: Final = select(_facts.c.value).where(_facts.c.name == bindparam("name"))
 
 _Found = TypeVar("_Found")
-
-
-@runtime_checkable
-class SupportsFind(Protocol):
-    """A store that knows the locator of an archive by its digest, as `ari_core.layout.StoredLayout` does."""
-
-    def find(self, digits: str) -> Locator:
-        """Returns the locator; `NotFound` when there is none."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One stored artifact.
-
-    Attributes:
-        id: The id it was given, the first digits of its archive digest.
-        archive_sha256: Digest of the archive's bytes.
-        bundle_sha256: Digest of the canonical file list; None: not known without reading the bundle.
-        size: Bytes of the archive.
-        visibility: The effective level, the highest of all owners' and its own.
-        created: When it was stored, UTC, in whole seconds.
-        locator: Where it is in the store.
-        owners: Each with a level of their own.
-        file_count: Files in the bundle, or None as above; so are the next three.
-        total_bytes: Size of all of them.
-        license: SPDX, as the manifest or else the uploader says.
-        title: As the uploader says.
-        manifest_sha256: Digest of the manifest's bytes.
-    """
-
-    id: str
-    archive_sha256: str
-    bundle_sha256: str | None
-    size: int
-    visibility: Visibility
-    created: datetime
-    locator: Locator
-    owners: tuple[Owner, ...] = ()
-    file_count: int | None = None
-    total_bytes: int | None = None
-    license: str | None = None
-    title: str | None = None
-    manifest_sha256: str | None = None
-
-    def owner(self, user: str | None) -> Owner | None:
-        """Returns `user` as one of the owners, or None."""
-        return next((owner for owner in self.owners if owner.user == user), None)
-
-
-@dataclass(frozen=True, slots=True)
-class Tombstone:
-    """What is left of an artifact that a paper may cite and whose last owner deleted it."""
-
-    archive_sha256: str
-    id: str
-    deleted: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Intent:
-    """A change of the store that was begun; one that stays was cut off by a crash."""
-
-    archive_sha256: str
-    locator: Locator
-    begun: datetime
-    who: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -443,6 +366,30 @@ class Index:
         with self._database.read() as connection:
             return _fact(connection, _COMPLETE) == self._place
 
+    def require_known(self, backend: Backend) -> None:
+        """Refuses a store that has nothing of what several servers know: it can only be another one.
+
+        Raises:
+            ConfigurationError: It is, and making an index of it would take away the one that others answer from.
+            AriError: The store or the database fails.
+        """
+        finder = backend.optional(SupportsFind)
+        if not self._shared or finder is None:
+            return
+        newest = select(_artifacts.c.archive_sha256).order_by(_artifacts.c.created.desc()).limit(_LOOKED_FOR)
+        with self._database.read() as connection:
+            known = list(connection.execute(newest).scalars())
+        for archive_sha256 in known:
+            with suppress(NotFound):
+                finder.find(archive_sha256)
+                return
+        if known:
+            raise ConfigurationError(
+                f"the store has nothing of the {self.count()} artifacts that the database knows: it is another",
+                hint="check backend and settings (ARI_REGISTRY_BACKEND, ARI_REGISTRY_OPTIONS); "
+                "if the database is to serve this store from now on: `ari registry reindex --take-over`",
+            )
+
     def reindex(self, backend: Backend, *, progress: Progress | None = None) -> ReindexReport:
         """Makes the index agree with the store; servers may go on meanwhile.
 
@@ -457,7 +404,7 @@ class Index:
         with self._database.write() as connection:
             generation = _fact(connection, _GENERATION) + 1
             _set_fact(connection, _GENERATION, generation)
-        survey = _Survey(backend, self._id_digits)
+        survey = Survey(backend, self._id_digits)
         indexed = 0
         listing = (artifact for artifact, _ in backend.list())
         while batch := list(islice(listing, _BATCH)):
@@ -493,7 +440,7 @@ class Index:
             begun_by = {intent.who for intent in intents}
             gone = {who for who in begun_by if not self._database.is_running(who)}
             intents = [intent for intent in intents if intent.who in gone]
-        survey = _Survey(backend, self._id_digits)
+        survey = Survey(backend, self._id_digits)
         mended = 0
         for archive_sha256 in dict.fromkeys(intent.archive_sha256 for intent in intents):
             left = [intent for intent in intents if intent.archive_sha256 == archive_sha256]
@@ -542,7 +489,7 @@ class Index:
                         write(connection, found)
                         return found
 
-    def _repair(self, archive_sha256: str, left: Sequence[Intent], survey: _Survey) -> None:
+    def _repair(self, archive_sha256: str, left: Sequence[Intent], survey: Survey) -> None:
         """Makes one artifact agree with the store, and ends what was left of it."""
 
         def look() -> tuple[dict[str, Row], Artifact | None, list[tuple[Row, str]]]:
@@ -620,145 +567,6 @@ class Index:
         return len(removed)
 
 
-class _Survey:
-    """Describes what a store has, as far as its listing and its manifests tell."""
-
-    def __init__(self, backend: Backend, id_digits: int) -> None:
-        self._backend, self._id_digits = backend, id_digits
-        self._manifests = backend.optional(SupportsManifest)
-        self._finder = backend.optional(SupportsFind)
-        self._limits = Limits.from_environment()
-        self.warnings: list[str] = []
-
-    def describe(self, batch: Iterable[Artifact], known: Mapping[str, Row]) -> list[tuple[Row, str]]:
-        """Returns rows and file names, each archive once."""
-        artifacts = list(batch)
-        found: dict[str, tuple[Row, str]] = {}
-        for artifact, described in zip(artifacts, self._each(artifacts, known), strict=True):
-            if described is None:
-                continue
-            if not _can_hold(described[0]):
-                self.warn(f"left out: {quoted(artifact.locator)} has sizes or names that cannot be")
-            elif described[0].archive_sha256 in found:
-                self.warn(f"left out: {quoted(artifact.locator)} holds the same archive as another place")
-            else:
-                found[described[0].archive_sha256] = described
-        return list(found.values())
-
-    def look(self, archive_sha256: str, locators: Iterable[Locator]) -> Artifact | None:
-        """Returns the artifact with this archive, which is at one of these places if they are not empty."""
-        tried = [locator for locator in locators if locator]
-        if not tried and self._finder is not None:
-            with suppress(NotFound):
-                tried = [self._finder.find(archive_sha256)]
-        elif not tried:
-            return self._search(archive_sha256)
-        for locator in tried:
-            with suppress(NotFound):
-                artifact = self._backend.stat(locator)
-                if artifact.archive_sha256 == archive_sha256:
-                    return artifact
-        return None
-
-    def warn(self, line: str) -> None:
-        """Keeps a warning, unless there are too many."""
-        if len(self.warnings) < _MOST_WARNINGS:
-            self.warnings.append(line)
-        elif len(self.warnings) == _MOST_WARNINGS:
-            self.warnings.append("and more")
-
-    def _search(self, archive_sha256: str) -> Artifact | None:
-        # Only for stores that cannot find by digest, and only after a crash.
-        return next((a for a, _ in self._backend.list() if a.archive_sha256 == archive_sha256), None)
-
-    def _each(self, batch: Sequence[Artifact], known: Mapping[str, Row]) -> Iterable[tuple[Row, str] | None]:
-        if all(map(_is_told, batch)):
-            return [self._tried(artifact, known) for artifact in batch]
-        with ThreadPoolExecutor(_AT_A_TIME, "ari-survey") as pool:  # the store is asked for every single one
-            return list(pool.map(lambda artifact: self._tried(artifact, known), batch))
-
-    def _tried(self, artifact: Artifact, known: Mapping[str, Row]) -> tuple[Row, str] | None:
-        try:
-            return self._describe(artifact, known)
-        except NotFound:
-            return None  # deleted meanwhile
-
-    def _describe(self, artifact: Artifact, known: Mapping[str, Row]) -> tuple[Row, str] | None:
-        if not _is_told(artifact):
-            artifact = self._backend.stat(artifact.locator)
-        archive_sha256, size = artifact.archive_sha256, artifact.size
-        if archive_sha256 is None or not is_sha256(archive_sha256) or size is None:
-            self.warn(f"left out: the store does not say what {quoted(artifact.locator)} holds")
-            return None
-        before = known.get(archive_sha256)
-        created = artifact.created or (before.created if before else datetime.now(UTC))
-        row = Row(
-            id=before.id if before else self._issued(artifact.locator, archive_sha256),
-            archive_sha256=archive_sha256,
-            bundle_sha256=artifact.bundle_sha256,
-            size=size,
-            visibility=artifact.visibility or Visibility.STAGED,
-            created=created.replace(microsecond=0),
-            locator=artifact.locator,
-            owners=artifact.owners or (),
-        )
-        if before and before.file_count is not None:
-            return replace(row, **{name: getattr(before, name) for name in _FROM_CONTENT}), ""
-        manifest = self._manifest(artifact)
-        if manifest is None:
-            return row, ""
-        told = artifact.description or {}
-        described = replace(
-            row,
-            bundle_sha256=manifest.bundle_sha256,
-            file_count=len(manifest.files),
-            total_bytes=manifest.total_size,
-            license=shown_text(manifest.publish.get("license")) or shown_text(told.get("license")),
-            title=before.title if before else shown_text(told.get("title")),
-            manifest_sha256=hashlib.sha256(manifest.raw).hexdigest(),
-        )
-        return described, "\n".join(entry.path for entry in manifest.files)
-
-    def _issued(self, locator: Locator, archive_sha256: str) -> str:
-        """Returns the id that is printed somewhere, if the store's ref ends with it."""
-        last = _LAST_PART.search(self._backend.ref(locator))
-        if last and len(last[1]) >= ID_DIGITS and archive_sha256.startswith(last[1]):
-            return last[1]
-        return archive_sha256[: self._id_digits]
-
-    def _manifest(self, artifact: Artifact) -> Manifest | None:
-        try:
-            return parse_manifest(self._manifest_bytes(artifact), self._limits)
-        except NotFound:
-            raise
-        except (VerificationError, IntegrityError) as error:
-            self.warn(f"the manifest of {quoted(artifact.locator)} cannot be read: {error.message}")
-            return None
-
-    def _manifest_bytes(self, artifact: Artifact) -> bytes:
-        if self._manifests is not None:
-            with suppress(Unsupported):
-                return self._manifests.manifest(artifact.locator)
-        return read_manifest(BackendSource(self._backend, artifact.locator, artifact.size), self._limits)
-
-
-def _is_told(artifact: Artifact) -> bool:
-    """Says whether a listing left nothing out that an index needs."""
-    return None not in (artifact.archive_sha256, artifact.size, artifact.visibility, artifact.owners)
-
-
-def _can_hold(row: Row) -> bool:
-    """Says whether every database takes it: a stranger may have written what is in the store."""
-    names = [owner.user for owner in row.owners]
-    text = "".join((row.locator, row.bundle_sha256 or "", *names))
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    may_be_text = "\0" not in text and all(len(name) <= _LONGEST_NAME for name in names)
-    return may_be_text and max(row.size, row.total_bytes or 0) <= MAX_SIZE
-
-
 def _one(rows: Sequence[Any], digits: str) -> Sequence[Any]:
     """Returns the rows of one artifact, the only one or the one with this very id."""
     if not rows or rows[0][0] == rows[-1][0]:
@@ -804,7 +612,7 @@ def _known(connection: Connection, archives: Sequence[str]) -> dict[str, Row]:
 
 
 def _fresh(
-    connection: Connection, described: Sequence[tuple[Row, str]], generation: int, survey: _Survey
+    connection: Connection, described: Sequence[tuple[Row, str]], generation: int, survey: Survey
 ) -> list[tuple[Row, str]]:
     """Leaves out what a server wrote or removed since this run began: that is newer than what was listed."""
     archives = [row.archive_sha256 for row, _ in described]
@@ -874,7 +682,7 @@ def _upsert_words(connection: Connection, described: Sequence[tuple[Row, str]]) 
         # Who has staged what somebody else published must not be found out by searching.
         public = (owner.user for owner in row.owners if owner.visibility is Visibility.PUBLIC)
         facts = (row.title, row.license, row.archive_sha256, row.bundle_sha256, *public)
-        names = search[:_SEARCH_CHARACTERS].casefold() or before.get(row.archive_sha256, "")
+        names = search[:SEARCH_CHARACTERS].casefold() or before.get(row.archive_sha256, "")
         line = " ".join(" ".join(fact.split()) for fact in facts if fact).casefold()
         texts.append({"archive_sha256": row.archive_sha256, "text": f"{line}\n{names}"})
     new = insert(connection, _words)
@@ -927,14 +735,6 @@ def _read_cursor(cursor: str) -> tuple[int, str]:
     if found is None:
         raise UsageError("that is no cursor", hint="give the `next` of the answer before, as it is")
     return int(found[1]), found[2]
-
-
-def shown_text(value: object) -> str | None:
-    """Returns a title or license as it is shown: every request reads it, so it cannot be as long as one likes."""
-    if not isinstance(value, str):
-        return None
-    text = value[:_LONGEST_TEXT].replace("\0", "")  # which not every database keeps
-    return text.encode(errors="ignore").decode() or None
 
 
 def _seconds(moment: datetime) -> int:

@@ -50,7 +50,6 @@ _ENCODING: Final = "UTF8"
 _KEEPALIVE: Final = {
     "keepalives_idle": "10", "keepalives_interval": "5", "keepalives_count": "3", "tcp_user_timeout": "20000",
 }  # fmt: skip
-_LOST: Final = ("08", "57P")  # what begins so
 _LOCKED: Final = ("55P03", "57014", "40001", "40P01")
 
 
@@ -62,7 +61,9 @@ class Postgres:
     def __init__(self, url: str) -> None:
         try:
             self._url = sqlalchemy.make_url(url)
-            self.name = f"the database {quoted(self._url.database or '')} at {quoted(self._host())}"
+            # A user's name with a slash in it makes all that follows, the password too, the database's.
+            database = "" if "@" in (self._url.database or "") else quoted(self._url.database or "") + " "
+            self.name = f"the database {database}at {quoted(self._host())}"
             # Reading what every request asks takes one round trip then, not three.
             requests = self._engine(lock=int(WRITE_SECONDS), statement=_STATEMENT_SECONDS, size=5, more=5)
             turns = self._engine(lock=int(TURN_SECONDS), statement=0, size=2, more=6)

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from ari_core.contract import Backend, Capabilities, SupportsOwners, SupportsServing
@@ -62,7 +62,7 @@ def serve(
         ReadOnly: The store takes no writes.
         AriError: The data directory, the store or a worker fails.
     """
-    with _stoppable(), _metrics_folder(workers):
+    with suppress(_Stopped), _stoppable(), _metrics_folder(workers):
         os.environ.update(create_config_environment(config))
         prepare(config, progress)
         with closing(_listen(host, port)) as listener:
@@ -86,6 +86,7 @@ def prepare(
         create_data_directory(config.data)
         with open_store(config, turn=turns.turn) as store:
             _check_store(store)
+            index.require_known(store)
             _check_serving(store, index)
             if not index.complete:
                 with progress() as show:
@@ -245,12 +246,16 @@ def _metrics_folder(workers: int) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+class _Stopped(BaseException):
+    """The server was told to stop. Not SystemExit: a backend that is being asked something must not raise that."""
+
+
 @contextmanager
 def _stoppable() -> Iterator[None]:
     """Makes SIGTERM and SIGINT end it in order, with exit status 0: that is how a server is told to stop."""
 
     def stop(*_: Any) -> NoReturn:
-        raise SystemExit(0)
+        raise _Stopped
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -51,8 +51,9 @@ from ari_core.streams import DEADLINE_VARIABLE, deadline
 from ari_core.wrappers import DeadlineBackend, RetryBackend, RetryPolicy
 from ari_server.access import owner_of
 from ari_server.config import DEFAULT_BACKEND, ServerConfig
-from ari_server.index import Index, Row, Tombstone, shown_text
+from ari_server.index import Index
 from ari_server.problems import Problem
+from ari_server.rows import Row, Tombstone, shown_text
 from ari_server.tokens import Caller, IssuedToken, Tokens
 from ari_server.turns import Turns
 

@@ -6,6 +6,7 @@ import base64
 import errno
 import hashlib
 import re
+import socketserver
 import subprocess
 import sys
 import threading
@@ -22,11 +23,13 @@ import pytest
 from support.faults import Faults
 from support.httpd import Server
 from support.places import deadline
+from support.registry import eventually
 from support.s3 import key_in, keys, names, raw, s3
+from support.stores import Store
 
 from ari_backends._claims import s3_claims
 from ari_backends.filesystem_registry import FilesystemRegistry
-from ari_backends.s3 import bucket
+from ari_backends.s3 import bucket, transfers
 from ari_backends.s3.backend import S3
 from ari_core.conformance import BackendContract, make_bundle
 from ari_core.conformance.knobs import is_absent, new, read_all, together, users
@@ -37,6 +40,7 @@ from ari_core.errors import (
     IntegrityError,
     InvalidConfiguration,
     NotFound,
+    RateLimited,
     Unavailable,
     Unsupported,
     VerificationError,
@@ -87,7 +91,7 @@ class TestConformance(BackendContract):
         what, where, fault = orders[step]
         order = self.faults.order(what, where, times=None, **fault)
         try:
-            with mock.patch.object(bucket, "_LONGEST_PAUSE", 0):
+            with mock.patch.object(transfers, "_LONGEST_PAUSE", 0):
                 yield
         finally:
             self.faults.forget()
@@ -413,6 +417,86 @@ def backend_listed(artifact):
     return type(artifact)(artifact.locator, size=artifact.size, archive_sha256=artifact.archive_sha256)
 
 
+@pytest.fixture
+def hurried():
+    """Between botocore's own tries of a request no time passes."""
+    with mock.patch("botocore.retries.standard.ExponentialBackoff.delay_amount", return_value=0):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("bundle", "what", "where"),
+    [
+        (LARGE, "CompleteMultipartUpload", ""),
+        (LARGE, "UploadPart", "partNumber=2"),
+        (ONE, "PutObject", "bundle.tar.gz"),
+        (ONE, "PutObject", "meta.json"),
+    ],
+)
+def test_a_request_that_is_cut_loses_nothing_and_creates_once(s3_store, hurried, bundle, what, where):
+    with Faults(s3_store.endpoint_url) as faults, s3(s3_store.behind(faults), part_size=FIVE_MIB) as backend:
+        asked = faults.order(what, where, times=0)
+        cut = faults.order(what, where, cut_request=20)
+        artifact, created = put(backend, bundle)
+        assert (created, cut.done, asked.matched) == (True, 1, 2)
+        assert read_all(backend, artifact.locator) == bundle.archive
+
+
+def test_a_store_that_is_busy_says_how_long_to_wait(moto, hurried):
+    with Faults(moto.endpoint_url) as faults, s3(moto.behind(faults)) as backend:
+        busy = faults.order("PutObject", "bundle.tar.gz", times=None, answer=(503, "SlowDown"), retry_after=7)
+        with pytest.raises(RateLimited) as caught:
+            put(backend, ONE)
+        assert (caught.value.retry_after, busy.done) == (7, 3)
+        faults.forget()
+        assert put(backend, ONE)[1]
+
+
+def test_somebody_else_s_write_that_is_under_way_is_waited_for(moto):
+    """It may end in nothing, so its condition was not looked at yet."""
+    fault = {"times": 2, "answer": (409, "ConditionalRequestConflict")}
+    with Faults(moto.endpoint_url) as faults, s3(moto.behind(faults)) as backend:
+        creating = faults.order("PutObject", "meta.json", **fault)
+        assert (put(backend, ONE)[1], creating.done) == (True, 2)
+        place, key = backend._here(), f"artifacts/{ONE.archive_sha256}/meta.json"
+        found = place.read(key)
+        replacing = faults.order("PutObject", "meta.json", **fault)
+        assert place.write(key, found.data + b"\n", replacing=found.version)
+        assert (place.read(key).data, replacing.done) == (found.data + b"\n", 2)
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_so_many_parts_are_on_their_way_at_once(moto, concurrency):
+    go, on_their_way, wait = threading.Event(), [], transfers.wait
+
+    def waiting(parts, **more):  # the sender, for one of these to arrive
+        if not go.is_set():
+            assert eventually(lambda: faults.counts["UploadPart"] == len(parts))
+            go.set()
+        on_their_way.append(len(parts))
+        return wait(parts, **more)
+
+    with (
+        Faults(moto.endpoint_url) as faults,
+        s3(moto.behind(faults), part_size=FIVE_MIB, concurrency=concurrency) as backend,
+        mock.patch.object(transfers, "wait", waiting),
+    ):
+        faults.order("UploadPart", times=None, until=go)
+        backend.put(LARGE.source(at_end=go.set), new())
+        assert max(on_their_way) == concurrency
+        assert faults.counts["UploadPart"] == 4
+
+
+def test_parts_are_larger_where_there_would_be_too_many(moto):
+    with (
+        Faults(moto.endpoint_url) as faults,
+        s3(moto.behind(faults), part_size=FIVE_MIB) as backend,
+        mock.patch.object(transfers, "_MOST_PARTS", 3),
+    ):
+        assert read_all(backend, put(backend, LARGE)[0].locator) == LARGE.archive
+        assert faults.counts["UploadPart"] == 3
+
+
 def test_what_does_not_arrive_whole_is_not_acknowledged(moto):
     """The store says that it has put the parts together, and has not."""
     with s3(moto, part_size=FIVE_MIB) as backend:
@@ -528,6 +612,53 @@ def test_a_put_while_it_is_deleted_is_refused_for_now(s3_store, step):
         assert is_absent(other, locator)
         assert put(other, ONE)[1]
         assert read_all(backend, locator) == ONE.archive
+
+
+def test_what_a_deleter_asked_for_and_gave_up_is_not_asked_for_again(moto):
+    """It may still arrive: then it must find the note, and not what somebody has stored since."""
+    held = threading.Event()
+    with Faults(moto.endpoint_url) as faults, s3(moto.behind(faults), patience=0.5) as backend:
+        locator = put(backend, ONE)[0].locator
+        faults.order("DeleteObject", "bundle.tar.gz", until=held)
+        with pytest.raises(Unavailable):
+            backend.delete(locator)
+        assert faults.counts["DeleteObject"] == 1
+        assert is_absent(backend, locator)
+        with pytest.raises(Unavailable):
+            put(backend, ONE)
+        held.set()
+
+
+ENDLESS = {
+    "a body": b'HTTP/1.1 200 OK\r\nETag: "a"\r\nContent-Length: -5\r\n\r\n',
+    "a refusal": b"HTTP/1.1 404 Not Found\r\nTransfer-Encoding: chunked\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+def test_a_store_whose_answers_do_not_end_fills_no_memory(what):
+    piece = b"x" * 0x100000 if what == "a body" else b"100000\r\n" + b"x" * 0x100000 + b"\r\n"
+
+    class Endless(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.recv(65536)
+            with suppress(OSError):
+                self.request.sendall(ENDLESS[what])
+                while True:
+                    self.request.sendall(piece)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Endless) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        store = Store("endless", f"http://127.0.0.1:{server.server_address[1]}", "key", "secret", bucket="bucket")
+        tracemalloc.start()
+        try:
+            with s3(store, known=False) as backend, pytest.raises((IntegrityError, Unavailable)):
+                backend.stat(Locator(f"bucket/artifacts/{ONE.archive_sha256}/"))
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+            server.shutdown()
+    assert peak < 100 * 1024 * 1024, f"{peak} bytes"
 
 
 def test_a_delete_that_comes_while_it_is_stored_takes_no_acknowledged_bytes(moto):
@@ -714,7 +845,7 @@ def test_a_large_download_begins_anywhere(moto, huge, offset):
 def test_a_download_that_is_cut_all_the_time_ends(moto):
     with Faults(moto.endpoint_url) as faults, s3(moto.behind(faults)) as backend:
         locator = put(backend, ONE)[0].locator
-        with mock.patch.object(bucket, "_LONGEST_PAUSE", 0):
+        with mock.patch.object(transfers, "_LONGEST_PAUSE", 0):
             faults.order("GetObject", "bundle.tar.gz", times=None, cut_response=10)
             with pytest.raises(Unavailable):
                 read_all(backend, locator)
@@ -798,7 +929,7 @@ def test_a_spool_that_is_full_says_so_and_leaves_nothing(moto, tmp_path):
     full = OSError(errno.ENOSPC, "No space left on device")
     with s3(moto, spool=tmp_path, part_size=FIVE_MIB) as backend:
         with (
-            mock.patch("ari_backends.s3.bucket.write_all", side_effect=full),
+            mock.patch("ari_backends.s3.transfers.write_all", side_effect=full),
             pytest.raises(DiskFullError, match="holding back an upload"),
         ):
             put(backend, LARGE)

@@ -3,10 +3,12 @@ import datetime as dt
 import email.utils
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from pydantic import ValidationError
@@ -14,7 +16,8 @@ from support.faults import Faults
 from support.httpd import Authority, OtherName, Server, forget_proxies
 from support.programs import lasting_port
 
-from ari_backends.s3.client import Client, Outcome, S3Settings
+from ari_backends.s3.client import Client, Outcome
+from ari_backends.s3.settings import S3Settings
 from ari_core.contract import OpenContext
 from ari_core.errors import (
     AccessDenied,
@@ -144,6 +147,20 @@ def test_settings_are_brought_into_their_usual_form():
 
 def test_every_setting_says_what_it_is_for():
     assert all(field.description for field in S3Settings.model_fields.values())
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "style", "url"),
+    [
+        (None, "virtual", "https://lab.s3.eu-central-1.amazonaws.com/a/x"),
+        (None, "path", "https://s3.eu-central-1.amazonaws.com/lab/a/x"),
+        ("https://store.example.org:9000", "virtual", "https://lab.store.example.org:9000/a/x"),
+    ],
+)
+def test_the_addressing_style_says_whether_the_bucket_is_in_the_host_or_in_the_path(endpoint, style, url):
+    keys = {"access_key_id": "AKIDEXAMPLE", "secret_access_key": SECRET, "region": "eu-central-1"}
+    with opened(bucket="lab", endpoint_url=endpoint, addressing_style=style, **keys) as client:
+        assert client.presign("a/x", 60).partition("?")[0] == url
 
 
 def test_without_a_bucket_the_user_is_told_how_to_name_one():
@@ -333,6 +350,20 @@ def test_the_class_of_storage_is_for_bundles_and_encryption_for_all(s3_store):
     plain.close()
     assert [head.get("StorageClass") for head in kept.values()] == [None, "STANDARD_IA", "STANDARD_IA"]
     assert {head["ServerSideEncryption"] for head in kept.values()} == {"AES256"}
+
+
+@pytest.mark.parametrize("s3_store", ["moto"], indirect=True)
+def test_a_key_to_encrypt_with_goes_along_with_all_that_is_written(s3_store):
+    more = {"server_side_encryption": "aws:kms", "sse_kms_key_id": "alias/lab"}
+    with Faults(s3_store.endpoint_url) as faults, opened(**settings_of(s3_store.behind(faults), **more)) as client:
+        client.put("small", b"x")
+        client.put("bundle", b"x", bulk=True)
+        client.create_upload("parts")
+    sent = [
+        (seen.headers["x-amz-server-side-encryption"], seen.headers["x-amz-server-side-encryption-aws-kms-key-id"])
+        for seen in faults.seen
+    ]
+    assert sent == [("aws:kms", "alias/lab")] * 3
 
 
 # -- what goes wrong on the way ----------------------------------------------------------------------------------
@@ -531,7 +562,8 @@ def test_a_clock_that_is_wrong_is_named_also_where_the_store_says_nothing():
 def test_a_machine_whose_clock_is_wrong_is_told_so_by_a_real_store(rgw):
     script = (
         "import sys\n"
-        "from ari_backends.s3.client import Client, S3Settings\n"
+        "from ari_backends.s3.client import Client\n"
+        "from ari_backends.s3.settings import S3Settings\n"
         "from ari_core.errors import AccessDenied\n"
         "client = Client(S3Settings(bucket=sys.argv[1], endpoint_url=sys.argv[2]))\n"
         "for ask in (lambda: client.head('x'), lambda: client.put('x', b'')):\n"
@@ -616,6 +648,28 @@ def test_keys_that_are_given_win_over_those_of_the_environment(monkeypatch):
     given = {"access_key_id": "GIVEN", "secret_access_key": SECRET}
     assert "Credential=GIVEN/" in seen_by(monkeypatch, ENVIRONMENT, **given)
     assert "Credential=GIVEN/" in seen_by(monkeypatch, ENVIRONMENT, OpenContext(anonymous=True), **given)
+
+
+def test_a_profile_gives_the_credentials_also_where_the_environment_has_some(monkeypatch, tmp_path):
+    file = tmp_path / "credentials"
+    for name, key in ("default", "OFDEFAULT"), ("lab", "OFLAB"):
+        with file.open("a") as profiles:
+            profiles.write(f"[{name}]\naws_access_key_id = {key}\naws_secret_access_key = {SECRET}\n")
+    environment = {**ENVIRONMENT, "AWS_SHARED_CREDENTIALS_FILE": str(file)}
+    assert "Credential=OFLAB/" in seen_by(monkeypatch, environment, profile="lab")
+
+
+def test_the_token_of_temporary_keys_and_the_region_are_signed(monkeypatch):
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    with asking(server := refusing(200, ETag='"e"'), region="eu-central-1") as client:
+        client.head("x")
+        query = parse_qs(urlsplit(client.presign("x", 60)).query)
+    headers = server.seen[0].headers
+    assert headers["x-amz-security-token"] == TOKEN
+    assert re.search(r"SignedHeaders=[^,]*;x-amz-security-token\b", headers["authorization"])
+    assert re.search(r"Credential=AKIDEXAMPLE/\d+/eu-central-1/s3/aws4_request,", headers["authorization"])
+    assert query["X-Amz-Security-Token"] == [TOKEN]
+    assert query["X-Amz-Credential"][0].endswith("/eu-central-1/s3/aws4_request")
 
 
 def test_nothing_is_signed_when_anonymous_is_set(monkeypatch):

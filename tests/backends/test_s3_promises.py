@@ -8,8 +8,9 @@ import pytest
 from support.faults import Faults
 from support.httpd import Server
 
-from ari_backends.s3.client import Client, S3Settings
+from ari_backends.s3.client import Client
 from ari_backends.s3.promises import MEMORY, TRIALS, Promises
+from ari_backends.s3.settings import S3Settings
 from ari_core.errors import AccessDenied, Unavailable
 
 KEYS = {"access_key_id": "AKID", "secret_access_key": "secret"}

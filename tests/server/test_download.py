@@ -26,8 +26,8 @@ from ari_core.errors import NotFound, Unavailable, Unsupported
 from ari_core.limits import Limits
 from ari_server import download, problems
 from ari_server.config import ServerConfig
-from ari_server.index import Row
 from ari_server.logs import RequestLog, SecurityHeaders
+from ari_server.rows import Row
 
 FILES = {"README.md": b"hello\n", "noise": random.Random(1).randbytes(1_500_000)}
 ARCHIVE = bundle(FILES)

@@ -35,7 +35,8 @@ from ari_core.errors import (
 )
 from ari_core.manifest import FileEntry, render_manifest
 from ari_server.config import ServerConfig, create_config_environment
-from ari_server.index import Index, Row, Tombstone, shown_text
+from ari_server.index import Index
+from ari_server.rows import Row, Tombstone, shown_text
 
 EXISTING = Path(__file__).parents[1] / "data" / "existing"
 START = datetime(2026, 1, 1, tzinfo=UTC)

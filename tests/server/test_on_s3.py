@@ -1,18 +1,19 @@
 """A registry on real S3 servers: uploads that pass through, a store that is away, downloads from there."""
 
 import contextlib
+import json
 import os
+import subprocess
 import threading
 
 import pytest
 from support.faults import Faults
 from support.registry import Sample, eventually
-from support.run import ari
+from support.run import ARI, ari
 from support.serving import Serving
 
 from ari_server import service
 
-STORES = pytest.mark.parametrize("s3_store", ["moto", "rgw"], indirect=True)
 PART = 5 << 20
 
 
@@ -58,7 +59,6 @@ def of(sample):
     return [f"artifacts/{sample.sha256}/{name}" for name in ("bundle.tar.gz", "manifest.lock", "meta.json")]
 
 
-@STORES
 def test_an_upload_passes_through_to_the_store_and_what_is_bad_is_not_completed(serve, s3_store, faults):
     server = serve()
     alice, bob = server.token("alice"), server.token("bob")
@@ -87,7 +87,6 @@ def test_an_upload_passes_through_to_the_store_and_what_is_bad_is_not_completed(
     assert {owner.user for owner in server.registry.find(sample.id).owners} == {"alice", "bob"}
 
 
-@STORES
 def test_a_store_that_is_away_is_to_be_asked_again_and_recovers_by_itself(serve, s3_store, faults):
     server = serve()
     alice = server.token("alice")
@@ -130,7 +129,6 @@ def test_a_change_is_given_up_when_the_store_hangs(serve, faults):
     assert eventually(lambda: server.request("DELETE", sample.path, alice).status_code in {200, 404})
 
 
-@STORES
 def test_a_proxied_download_survives_a_store_that_cuts(serve, faults):
     server = serve()
     alice, sample = server.token("alice"), Sample.noise(3_000_000)
@@ -140,7 +138,6 @@ def test_a_proxied_download_survives_a_store_that_cuts(serve, faults):
     assert cut.done == 2
 
 
-@STORES
 def test_a_redirected_clone_needs_no_token_there_and_goes_on_after_a_cut(serve, faults, tmp_path):
     server = serve(redirect=60)
     alice, sample = server.token("alice"), Sample.noise(3_000_000)
@@ -163,3 +160,24 @@ def test_a_redirected_clone_needs_no_token_there_and_goes_on_after_a_cut(serve, 
         assert request.method == "GET"
         assert "authorization" not in request.headers
         assert alice.encode() not in request.raw
+
+
+def test_a_server_that_is_told_to_stop_while_it_asks_its_store_does_so_without_a_word(moto, tmp_path):
+    hold = threading.Event()
+    with Faults(moto.endpoint_url) as faults:
+        faults.order("GET", times=None, until=hold)
+        options = {"bucket": moto.bucket, "endpoint_url": faults.origin}
+        env = {
+            **os.environ,
+            **moto.env,
+            "ARI_REGISTRY_DATA": str(tmp_path / "data"),
+            "ARI_REGISTRY_BACKEND": "s3",
+            "ARI_REGISTRY_OPTIONS": json.dumps(options),
+        }
+        command = [ARI, "registry", "serve", "--port", "0"]
+        with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
+            assert eventually(lambda: any(seen.method == "GET" for seen in faults.seen))
+            process.terminate()
+            _, said = process.communicate(timeout=60)
+        hold.set()
+    assert (process.returncode, said) == (0, "")

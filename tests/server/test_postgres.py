@@ -17,6 +17,8 @@ from sqlalchemy import text
 from support.registry import PATIENCE, Registry, Sample, eventually, together
 from support.stores import Postgres as Server
 
+from ari_core.conformance import make_bundle
+from ari_core.conformance.knobs import new
 from ari_core.contract import Visibility
 from ari_core.errors import (
     AccessDenied,
@@ -25,10 +27,13 @@ from ari_core.errors import (
     Unavailable,
     UsageError,
 )
-from ari_server import postgres
+from ari_server import migrations, postgres
 from ari_server.config import ServerConfig
-from ari_server.index import Index, Row
+from ari_server.index import Index
 from ari_server.postgres import Postgres
+from ari_server.rows import Row
+from ari_server.serve import prepare
+from ari_server.service import open_store
 from ari_server.tokens import Tokens
 
 ARCHIVE = "ab" * 32
@@ -331,6 +336,60 @@ def test_without_psycopg_it_says_what_to_install(config, url, monkeypatch):
     assert caught.value.hint == "pip install 'ari-registry[postgres]'"
 
 
+# -- what the connections are like -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other_defaults(postgres_db):
+    """A database whose administrator has set limits of his own, and no connections yet."""
+    limits = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+    for limit in limits:
+        postgres_db.run(f"ALTER DATABASE {postgres_db.name} SET {limit} = 4321")
+    Postgres.of(postgres_db.url).close()
+    yield postgres_db.url
+    for limit in limits:
+        postgres_db.run(f"ALTER DATABASE {postgres_db.name} RESET {limit}")
+    Postgres.of(postgres_db.url).close()
+
+
+def shown(connection, setting):
+    return connection.exec_driver_sql(f"SHOW {setting}").scalar()
+
+
+def test_requests_end_before_their_clients_go_and_turns_take_as_long_as_the_store(other_defaults):
+    server = Postgres.of(other_defaults)
+    limits = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+    for engine, told in (server.requests, ["1min", "30s", "0"]), (server.turns, ["0", "1min", "0"]):
+        with engine.connect() as connection:
+            assert [shown(connection, limit) for limit in limits] == told
+
+
+def test_both_ends_notice_that_the_other_one_is_gone_without_a_word(url):
+    server = Postgres.of(url)
+    for engine in server.requests, server.turns:
+        with engine.connect() as connection:
+            theirs = {name: shown(connection, f"tcp_keepalives_{name}") for name in ("idle", "interval", "count")}
+            ours = connection.connection.driver_connection.info.get_parameters()
+        assert theirs == {"idle": "10", "interval": "5", "count": "3"}
+        assert {f"keepalives_{name}": value for name, value in theirs.items()}.items() <= ours.items()
+        assert ours["tcp_user_timeout"] == "20000"
+
+
+def test_an_upgrade_may_take_its_time_and_what_follows_may_not(url, monkeypatch):
+    told, upgrade = [], migrations.upgrade
+
+    def upgrading(connection, kind):
+        told.append(shown(connection, "statement_timeout"))
+        upgrade(connection, kind)
+
+    monkeypatch.setattr(migrations, "upgrade", upgrading)
+    Postgres.of(url).close()
+    postgres.upgrade(url, "index")
+    assert told == ["0"]
+    with Postgres.of(url).requests.connect() as connection:
+        assert shown(connection, "statement_timeout") == "1min"
+
+
 # -- several servers ---------------------------------------------------------------------------------------------
 
 
@@ -385,3 +444,22 @@ def test_servers_with_folders_of_their_own_share_one_index_that_is_complete(tmp_
     elsewhere = server("one").model_copy(update={"options": {"bucket": "other"}})
     with closing(Index(elsewhere)) as other:
         assert not other.complete, "it is of another store"
+
+
+def test_a_store_that_has_nothing_of_what_the_database_knows_is_refused(postgres_db, tmp_path):
+    mine, others = (ServerConfig(data=tmp_path / name, db=postgres_db.url) for name in ("mine", "others"))
+    for config in (mine, others):
+        (config.data / "artifacts").mkdir(parents=True)
+    with closing(Index(mine)) as index, open_store(mine) as store, open_store(others) as other:
+        index.require_known(other)  # nothing is known yet
+        for seed in (1, 2):
+            store.put(make_bundle(seed=seed).source(), new())
+        index.reindex(store)
+        index.require_known(store)
+        with pytest.raises(ConfigurationError, match="nothing of the 2 artifacts"):
+            index.require_known(other)
+        with pytest.raises(ConfigurationError, match="another"):
+            prepare(others)
+        assert index.count() == 2
+        other.put(make_bundle(seed=2).source(), new())
+        index.require_known(other)

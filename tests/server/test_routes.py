@@ -12,7 +12,7 @@ from ari_core.errors import Unavailable
 from ari_core.verification import check_archive
 from ari_server import upload
 from ari_server.access import Permission, Verdict, decide
-from ari_server.index import Row
+from ari_server.rows import Row
 from ari_server.tokens import Caller
 
 LEVELS = tuple(Visibility)

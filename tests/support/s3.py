@@ -10,7 +10,7 @@ REMEMBERED = {}
 """What writers who raced found out about each kind of store: once for all tests of a process."""
 
 
-def s3(store, *, warn=lambda _line: None, turn=None, spool=None, known=True, **more):
+def s3(store, *, warn=lambda _line: None, turn=None, spool=None, patience=None, known=True, **more):
     """Opens the backend. With `known` its store remembers what a trial found."""
     settings = {
         "bucket": store.bucket,
@@ -20,7 +20,7 @@ def s3(store, *, warn=lambda _line: None, turn=None, spool=None, known=True, **m
         "secret_access_key": store.secret_key,
         **more,
     }
-    backend = S3(S3.Settings(**settings), OpenContext(warn=warn, turn=turn, spool=spool))
+    backend = S3(S3.Settings(**settings), OpenContext(warn=warn, turn=turn, spool=spool, patience=patience))
     if known and backend.settings.bucket:
         remember(store, backend)
     return backend

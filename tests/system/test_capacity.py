@@ -24,15 +24,17 @@ from support.s3 import s3
 from support.stores import Rgw
 from support.tables import code, table
 
-from ari_backends.s3 import bucket, client
+from ari_backends.s3 import client, transfers
+from ari_backends.s3.connection import ATTEMPTS
 from ari_backends.s3.promises import MEMORY
+from ari_backends.s3.settings import S3Settings
 from ari_core.contract import Locator, Owner, Visibility
 from ari_core.layout import META_NAME
 from ari_core.names import BUNDLE_NAME, MANIFEST_NAME
-from ari_server import index as indexes
-from ari_server import migrations, postgres, turns
+from ari_server import migrations, postgres, survey, turns
 from ari_server.config import load_config
-from ari_server.index import Index, Row, _upsert
+from ari_server.index import Index, _upsert
+from ari_server.rows import Row
 
 ROOT = Path(__file__).parents[2]
 CAPACITY, S3, SCALING, CONFIGURATION = (
@@ -72,7 +74,7 @@ def assert_at_most(counted, told):
     assert counted[0] + counted[1] > 0
 
 
-def test_requests_without_a_registry(tmp_path, counted):
+def test_without_a_registry_no_more_is_asked_of_a_store_than_is_told(tmp_path, counted):
     store, since = counted
     folder = tmp_path / "run/ear/code"
     folder.mkdir(parents=True)
@@ -99,7 +101,7 @@ def test_requests_without_a_registry(tmp_path, counted):
         assert f"the longest\nname: {max(map(len, stored))} bytes" in CAPACITY
 
 
-def test_requests_of_a_registry(tmp_path, counted):
+def test_a_registry_asks_no_more_of_its_store_than_is_told(tmp_path, counted):
     store, since = counted
     env = {
         **store.env,
@@ -186,7 +188,7 @@ def fill(index, count, files):
 
 
 @pytest.mark.parametrize("files", [10, 100])
-def test_index_in_a_file(tmp_path, files):
+def test_an_index_in_a_file_is_as_large_as_is_told(tmp_path, files):
     count = 4000
     with closing(Index(load_config({}, data=tmp_path / "data"))) as index:
         fill(index, count, files)
@@ -197,7 +199,7 @@ def test_index_in_a_file(tmp_path, files):
 
 
 @pytest.mark.parametrize("files", [10, 100])
-def test_index_in_postgresql(tmp_path, postgres_url, files):
+def test_an_index_in_postgresql_is_as_large_as_is_told(tmp_path, postgres_url, files):
     count = 4000
     config = load_config({}, data=tmp_path / "data", db=postgres_url)
     for kind in migrations.NEWEST:
@@ -214,7 +216,7 @@ def test_index_in_postgresql(tmp_path, postgres_url, files):
 # -- names and numbers --------------------------------------------------------------------------------------------
 
 
-def test_what_stores_promise(s3_store):
+def test_stores_promise_what_is_told(s3_store):
     name = {"moto": "moto", "rgw": "Ceph RGW", "swift": "OpenStack Swift"}[s3_store.name]
     rows = table(S3, "store", "`exclusive_create`", "`atomic_updates`", "remarks")
     (told,) = [row[1:3] for row in rows if row[0].startswith(name)]
@@ -224,7 +226,7 @@ def test_what_stores_promise(s3_store):
 
 
 @pytest.mark.needs("radosgw")
-def test_policies_are_enough_and_no_more(tmp_path):
+def test_the_policies_are_enough_and_no_more(tmp_path):
     readers, authors = (json.loads(block) for block in re.findall(r"```json\n(.*?)```", S3, re.DOTALL))
     with Rgw(tmp_path / "rgw") as rgw:
         store = rgw.store.with_bucket()
@@ -265,7 +267,7 @@ def test_policies_are_enough_and_no_more(tmp_path):
         assert [key for key in left if "/artifacts/" not in key] == [f"lab/{MEMORY}"]
 
 
-def test_messages_are_those_of_the_backend():
+def test_the_messages_are_those_of_the_backend():
     files = [*(ROOT / "backends/ari_backends/s3").glob("*.py"), ROOT / "core/ari_core/layout.py"]
     source = "".join(file.read_text(encoding="utf-8") for file in files)
     told = [message for cell, _ in table(S3, "the message says", "do") for message in code(cell)]
@@ -279,22 +281,22 @@ def test_messages_are_those_of_the_backend():
         (SCALING, r"Each worker takes up to (\d+) connections", postgres.MOST_CONNECTIONS),
         (SCALING, r"two servers with four workers each need up to (\d+)", 2 * 4 * postgres.MOST_CONNECTIONS),
         (SCALING, r"one waits for the other, for a (\w+) at most", {60: "minute"}[turns.TURN_SECONDS]),
-        (CONFIGURATION, r"Up to (\d+) MiB of an upload are in memory", bucket._BUFFERS // MIB),
-        (CONFIGURATION, r"of parts over (\d+) MiB there are two", bucket._BUFFERS // MIB // 2),
-        (CONFIGURATION, r"where ([\d,]+) of them would not do", f"{bucket._MOST_PARTS:,}"),
-        (CONFIGURATION, r"A request is sent up to (\w+) times", {3: "three"}[client.ATTEMPTS]),
-        (CAPACITY, r"this program asks (\d+) at a time", indexes._AT_A_TIME),
-        (CAPACITY, r"one read for each (\d+) MiB behind the first 16", bucket._RANGE // MIB),
-        (CAPACITY, r"one read for each 8 MiB behind the first (\d+)", bucket._FIRST // MIB),
-        (CAPACITY, r"1 \+ ⌈\*b\* / (\d+) MiB⌉", client.S3Settings.model_fields["part_size"].default // MIB),
+        (CONFIGURATION, r"Up to (\d+) MiB of an upload are in memory", transfers._BUFFERS // MIB),
+        (CONFIGURATION, r"of parts over (\d+) MiB there are two", transfers._BUFFERS // MIB // 2),
+        (CONFIGURATION, r"where ([\d,]+) of them would not do", f"{transfers._MOST_PARTS:,}"),
+        (CONFIGURATION, r"A request is sent up to (\w+) times", {3: "three"}[ATTEMPTS]),
+        (CAPACITY, r"this program asks (\d+) at a time", survey._AT_A_TIME),
+        (CAPACITY, r"one read for each (\d+) MiB behind the first 16", transfers._RANGE // MIB),
+        (CAPACITY, r"one read for each 8 MiB behind the first (\d+)", transfers._FIRST // MIB),
+        (CAPACITY, r"1 \+ ⌈\*b\* / (\d+) MiB⌉", S3Settings.model_fields["part_size"].default // MIB),
     ],
 )
-def test_numbers(document, phrase, value):
+def test_a_number_is_the_one_in_the_source(document, phrase, value):
     assert re.findall(phrase, " ".join(document.split())) == [str(value)]
 
 
 @pytest.mark.needs("nginx")
-def test_nginx_takes_the_upstream(tmp_path):
+def test_nginx_takes_the_upstream_of_several_servers(tmp_path):
     told = re.search(r"```nginx\n(upstream registry \{.*?\n\}\n)```", SCALING, re.DOTALL)[1]
     conf = (ROOT / "scripts/registry/nginx.conf").read_text(encoding="utf-8")
     conf, count = re.subn(r"(?m)^    upstream registry \{.*?^    \}\n", told, conf, flags=re.DOTALL)

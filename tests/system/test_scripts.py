@@ -178,8 +178,11 @@ class TestSetup:
             (["--with-registry"], "[server]"),
             ([], None),
             (["--with-registry"], None),
+            (["--all"], "[all]"),
+            (["--with-registry"], None),
             (["--with-registry", "--dev"], "[dev]"),
             (["--with-registry"], None),
+            (["--all"], None),
             ([], None),
         ]:
             done = run(project / "setup.sh", *options, PYTHON=str(good))

@@ -18,9 +18,11 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote, unquote
 
-from ari_backends.s3.bucket import NOTE_MOST, Bucket, Download
-from ari_backends.s3.client import BUCKET, Client, S3Settings
+from ari_backends.s3.bucket import NOTE_MOST, Bucket
+from ari_backends.s3.client import Client
 from ari_backends.s3.promises import Promises
+from ari_backends.s3.settings import BUCKET, S3Settings
+from ari_backends.s3.transfers import Download
 from ari_core.contract import (
     Artifact,
     Capabilities,
@@ -215,6 +217,8 @@ class S3(StoredLayout):
                 f"{quoted(locator)} is not in {mine.where(mine.key(''))}; it was not touched",
                 hint="name the place that it is in: -o bucket=NAME -o prefix=PREFIX",
             )
+        if self.context.turn is None:
+            self._prove()
         return place, artifact
 
     def _locator(self, artifact: str) -> Locator:

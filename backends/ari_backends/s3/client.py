@@ -9,31 +9,23 @@ from __future__ import annotations
 import base64
 import binascii
 import enum
-import os
 import re
 import socket
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from http import HTTPStatus
-from importlib.metadata import version
-from io import FileIO
-from typing import Any, Final, Literal, Self
-from urllib.parse import urlsplit
+from io import RawIOBase
+from typing import Any, Final, Self
 
-import botocore.session
-import botocore.tokens
 import urllib3.exceptions
-from botocore import UNSIGNED
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError
+from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, FilePath, SecretStr, field_validator, model_validator
 
-from ari_backends._claims import is_loopback
+from ari_backends.s3.connection import Connection
 from ari_backends.s3.refusals import Asked, changed, code_of, date_of, refusal, status_of
+from ari_backends.s3.settings import S3Settings
 from ari_core.contract import OpenContext
 from ari_core.errors import (
     AccessDenied,
@@ -45,117 +37,13 @@ from ari_core.errors import (
     Unsupported,
     escape,
 )
-from ari_core.streams import CHUNK, deadline
+from ari_core.streams import CHUNK
 
-ATTEMPTS: Final = 3
-"""How often botocore sends one request."""
-CONNECT_SECONDS: Final = 10.0
 PAGE: Final = 1000
-BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{2,254}")
 
-_MIB: Final = 1024 * 1024
-_CONNECTIONS: Final = 50
+_EMPTY_PAGES: Final = 3  # in a row, which a store may give where much was deleted
 _CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})")
 _SHA256_BYTES: Final = 32
-
-
-class S3Settings(BaseModel):
-    """Settings of the s3 backend."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-    bucket: str | None = Field(default=None, description="where to publish; refs name the bucket they are in")
-    prefix: str = Field(default="", description="folder in the bucket, such as lab/bundles")
-    endpoint_url: str | None = Field(
-        default=None, description="address of a store that is not AWS: https://HOST[:PORT]"
-    )
-    region: str | None = Field(
-        default=None, description="region of the bucket, where AWS's own configuration has none"
-    )
-    profile: str | None = Field(default=None, description="profile in ~/.aws whose credentials to use")
-    access_key_id: SecretStr | None = Field(
-        default=None, description="access key, instead of those botocore finds (AWS_*, ~/.aws, a role)"
-    )
-    secret_access_key: SecretStr | None = Field(default=None, description="secret key of access_key_id")
-    session_token: SecretStr | None = Field(default=None, description="with temporary keys only")
-    anonymous: bool = Field(default=False, description="use no credentials, whatever there is")
-    addressing_style: Literal["auto", "path", "virtual"] = Field(
-        default="auto", description="HOST/BUCKET or BUCKET.HOST; auto: path with an endpoint_url"
-    )
-    storage_class: str | None = Field(
-        default=None, description="storage class of the bundles, such as STANDARD_IA"
-    )
-    server_side_encryption: str | None = Field(default=None, description="AES256, aws:kms or aws:kms:dsse")
-    sse_kms_key_id: str | None = Field(default=None, description="key for aws:kms")
-    checksum: Literal["when_required", "when_supported"] | None = Field(
-        default=None,
-        description="when_supported: a checksum goes with each upload, behind it where that is https; "
-        "default: when_required with an endpoint_url, else when_supported",
-    )
-    part_size: ByteSize = Field(
-        default=ByteSize(8 * _MIB),
-        ge=5 * _MIB,
-        le=5 * 1024 * _MIB,
-        description="size of an upload's parts ('64MiB')",
-    )
-    concurrency: int = Field(
-        default=8, ge=1, le=32, description="parts uploaded at a time, each of them held in memory"
-    )
-    ca_bundle: FilePath | None = Field(
-        default=None, description="PEM file of the authorities to trust instead of the system's"
-    )
-
-    @field_validator("bucket")
-    @classmethod
-    def _is_bucket(cls, bucket: str | None) -> str | None:
-        if bucket is not None and not BUCKET.fullmatch(bucket):
-            raise ValueError("a bucket's name is 3 or more of A-Z a-z 0-9 . _ -; a folder in it goes into prefix")
-        return bucket
-
-    @field_validator("prefix")
-    @classmethod
-    def _is_prefix(cls, prefix: str) -> str:
-        prefix = prefix.strip("/")
-        if not prefix.isprintable() or (prefix and not {"", ".", ".."}.isdisjoint(prefix.split("/"))):
-            raise ValueError("a prefix is names with one slash between them, none of them . or ..")
-        return prefix
-
-    @field_validator("endpoint_url")
-    @classmethod
-    def _is_endpoint(cls, url: str | None) -> str | None:
-        return None if url is None else _endpoint(url)
-
-    @model_validator(mode="after")
-    def _whole_keys(self) -> Self:
-        if (self.access_key_id is None) != (self.secret_access_key is None):
-            raise ValueError("access_key_id and secret_access_key go together")
-        if self.session_token is not None and self.access_key_id is None:
-            raise ValueError("a session_token goes with an access_key_id")
-        return self
-
-    @property
-    def secrets(self) -> tuple[str, ...]:
-        """What no message may hold."""
-        given = (self.session_token, self.secret_access_key, self.access_key_id)
-        return tuple(text for each in given if each is not None and (text := each.get_secret_value()))
-
-
-def _endpoint(url: str) -> str:
-    """Returns the address of a store in its usual form.
-
-    Raises:
-        ValueError: It is none.
-    """
-    try:
-        parts = urlsplit(url)
-        good = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
-    except ValueError:
-        good = False
-    if not good or not url.isprintable() or " " in url:
-        raise ValueError("an endpoint is https://HOST[:PORT]")
-    if "@" in url or "?" in url or "#" in url:
-        raise ValueError("an endpoint has no user name, no ? and no #; keys go into access_key_id and the like")
-    return url.rstrip("/")
 
 
 class Outcome(enum.Enum):
@@ -303,7 +191,7 @@ class Client:
         self.settings = settings
         self.prefix = settings.prefix
         self._bucket = settings.bucket
-        self._connection = _Connection(settings, context or OpenContext())
+        self._connection = Connection(settings, context or OpenContext())
 
     def at(self, bucket: str, prefix: str = "") -> Client:
         """Returns another bucket, or another prefix, over the same connections."""
@@ -359,7 +247,7 @@ class Client:
             key: Which.
             checksum: Ask for its SHA-256, too; few stores keep one.
         """
-        mode = {"ChecksumMode": "ENABLED"} if checksum else {}
+        mode: dict[str, Any] = {"ChecksumMode": "ENABLED"} if checksum else {}
         try:
             return self.described(key, self._ask("head_object", key, **mode))
         except NotFound:
@@ -379,7 +267,7 @@ class Client:
             IntegrityError: It has another ETag.
             RangeError: `offset` is at its end or behind.
         """
-        more = {"IfMatch": if_match} if if_match else {}
+        more: dict[str, Any] = {"IfMatch": if_match} if if_match else {}
         if offset or length is not None:
             more["Range"] = f"bytes={offset}-{'' if length is None else offset + length - 1}"
         answer = self._ask("get_object", key, **more)
@@ -413,7 +301,7 @@ class Client:
     def put(
         self,
         key: str,
-        data: bytes | bytearray | FileIO,
+        data: bytes | bytearray | RawIOBase,
         *,
         if_absent: bool = False,
         if_match: str | None = None,
@@ -449,10 +337,15 @@ class Client:
             outcome.append(self._written(key, answer))
         return outcome[0]
 
-    def delete(self, key: str) -> None:
-        """Removes an object; absent is fine."""
+    def delete(self, key: str, *, once: bool = False) -> None:
+        """Removes an object; absent is fine.
+
+        Args:
+            key: Which.
+            once: What fails is not sent again: a try that was given up may still arrive, whenever.
+        """
         with suppress(NotFound):
-            self._ask("delete_object", key)
+            self._ask("delete_object", key, once=once)
 
     def delete_many(self, keys: Iterable[str]) -> None:
         """Removes objects; absent is fine."""
@@ -492,15 +385,17 @@ class Client:
         for each in self._in_order(pages, "Prefix", after):
             yield each["Prefix"]
 
-    def _pages(self, part: str, prefix: str, after: str, **more: str) -> Iterator[Mapping[str, Any]]:
+    def _pages(self, part: str, prefix: str, after: str, **more: Any) -> Iterator[Mapping[str, Any]]:
         more |= {"StartAfter": after} if after else {}
+        empty = 0
         while True:
             answer = self._ask("list_objects_v2", Prefix=prefix, MaxKeys=PAGE, **more)
             yield from answer.get(part, ())
             if not answer.get("IsTruncated"):
                 return
             token = answer.get("NextContinuationToken")
-            if not token or token == more.get("ContinuationToken"):
+            empty = 0 if answer.get(part) else empty + 1
+            if not token or token == more.get("ContinuationToken") or empty > _EMPTY_PAGES:
                 raise self._broken_listing()
             more["ContinuationToken"] = token
 
@@ -531,7 +426,7 @@ class Client:
         answer = self._ask("create_multipart_upload", key, **self._kept(metadata, content_type, bulk=True))
         return self._fact(key, answer, "UploadId")
 
-    def upload_part(self, key: str, upload: str, number: int, data: bytes | bytearray | FileIO) -> str:
+    def upload_part(self, key: str, upload: str, number: int, data: bytes | bytearray | RawIOBase) -> str:
         """Sends a part, the first of which is number 1; returns its ETag.
 
         Raises:
@@ -546,7 +441,7 @@ class Client:
         Raises:
             NotFound: There is no such upload (any more); perhaps a first try did it, and its answer got lost.
         """
-        more = {"IfNoneMatch": "*"} if if_absent else {}
+        more: dict[str, Any] = {"IfNoneMatch": "*"} if if_absent else {}
         parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, 1)]
         with self._outcome(if_absent=if_absent) as outcome:
             answer = self._ask(
@@ -562,7 +457,7 @@ class Client:
 
     def uploads(self, prefix: str = "") -> Iterator[Upload]:
         """Yields the unfinished uploads of keys that start with `prefix`."""
-        more: dict[str, str] = {}
+        more: dict[str, Any] = {}
         while True:
             answer = self._ask("list_multipart_uploads", Prefix=prefix, MaxUploads=PAGE, **more)
             for each in answer.get("Uploads", ()):
@@ -573,7 +468,7 @@ class Client:
                 "KeyMarker": answer.get("NextKeyMarker") or "",
                 "UploadIdMarker": answer.get("NextUploadIdMarker") or "",
             }
-            if following in ({"KeyMarker": "", "UploadIdMarker": ""}, more):
+            if following in ({"KeyMarker": "", "UploadIdMarker": ""}, more) or not answer.get("Uploads"):
                 raise self._broken_listing()
             more = following
 
@@ -617,8 +512,10 @@ class Client:
 
     # -- how -----------------------------------------------------------------------------------------------------
 
-    def _ask(self, operation: str, key: str | None = None, **params: Any) -> Mapping[str, Any]:
-        """Sends a request, and again a few times where that may help.
+    def _ask(
+        self, operation: str, key: str | None = None, *, once: bool = False, **params: Any
+    ) -> Mapping[str, Any]:
+        """Sends a request, and again a few times where that may help; not with `once`.
 
         Raises:
             BackendError: What the refusal means.
@@ -626,7 +523,8 @@ class Client:
         target = {"Bucket": self.bucket} | ({} if key is None else {"Key": key})
         with self._translated(key or "") as sdk:
             try:
-                answer: Mapping[str, Any] = getattr(sdk, operation)(**target, **params)
+                client = self._connection.once() if once else sdk
+                answer: Mapping[str, Any] = getattr(client, operation)(**target, **params)
             except ClientError as error:
                 if status_of(error) == HTTPStatus.NOT_FOUND and code_of(error).isdigit():
                     self._find_bucket(sdk)
@@ -691,7 +589,7 @@ class Client:
 
     def described(self, key: str, answer: Mapping[str, Any]) -> Head:
         """Reads what an answer says about an object."""
-        if "ContentLength" not in answer:
+        if answer.get("ContentLength", -1) < 0:
             raise IntegrityError(f"{self.where(key)}: the store does not say how long it is")
         now = date_of(answer) or datetime.now(UTC)
         return Head(
@@ -731,133 +629,3 @@ def _sha256(answer: Mapping[str, Any]) -> str | None:
         if len(digest) == _SHA256_BYTES:
             return digest.hex()
     return None
-
-
-class _Connection:
-    """botocore's client, made at first use, once in each process.
-
-    Attributes:
-        endpoint: The address of a store that is not AWS, or None.
-        unsigned: What to tell a user whose requests go without credentials; None: they have some.
-    """
-
-    def __init__(self, settings: S3Settings, context: OpenContext) -> None:
-        self._settings, self._context = settings, context
-        self.endpoint = settings.endpoint_url
-        self.unsigned: str | None = None
-        self._reset()
-
-    def _reset(self) -> None:
-        self._process, self._lock = os.getpid(), threading.Lock()
-        self._sdk: Any = None
-
-    @property
-    def shown(self) -> str:
-        """The endpoint for a message."""
-        return escape(self.endpoint or "AWS")
-
-    @property
-    def checksum(self) -> str:
-        """When to send a checksum that is not asked for."""
-        return self._settings.checksum or ("when_required" if self.endpoint else "when_supported")
-
-    def sdk(self) -> Any:
-        """Returns botocore's client."""
-        if self._process != os.getpid():  # a fork copies connections, and a lock that may be held
-            self._reset()
-        with self._lock:
-            if self._sdk is None:
-                self._sdk = self._new()
-            return self._sdk
-
-    def close(self) -> None:
-        with self._lock:
-            sdk, self._sdk = self._sdk, None
-        if sdk is not None:
-            sdk.close()
-
-    def _new(self) -> Any:
-        settings, anonymous = self._settings, self._context.anonymous
-        session = botocore.session.Session(profile=None if anonymous else settings.profile)
-        session.register_component("token_provider", botocore.tokens.TokenProviderChain([]))  # S3 takes none
-        if not settings.endpoint_url:  # it may stand in AWS's own configuration
-            unsigned = Config(signature_version=UNSIGNED)
-            url = session.create_client("s3", config=unsigned).meta.endpoint_url
-            self.endpoint = None if _is_aws(url) else _endpoint(url)
-        region = settings.region
-        if self.endpoint and not region and not session.get_config_variable("region"):
-            region = "us-east-1"
-        self.unsigned = self._why_unsigned(session)
-        keys = {} if self.unsigned else self._keys()
-        sdk = session.create_client(
-            "s3",
-            region_name=region,
-            endpoint_url=self.endpoint,
-            verify=None if settings.ca_bundle is None else str(settings.ca_bundle),
-            config=self._config(),
-            **keys,
-        )
-        if self.endpoint:
-            sdk.meta.events.register("before-parameter-build.s3", _stay)
-        return sdk
-
-    def _keys(self) -> dict[str, str]:
-        settings = self._settings
-        given = {
-            "aws_access_key_id": settings.access_key_id,
-            "aws_secret_access_key": settings.secret_access_key,
-            "aws_session_token": settings.session_token,
-        }
-        return {name: value.get_secret_value() for name, value in given.items() if value is not None}
-
-    def _why_unsigned(self, session: botocore.session.Session) -> str | None:
-        if self._settings.anonymous:
-            return "leave out -o anonymous (ARI_S3_ANONYMOUS) to use your credentials"
-        if self._settings.access_key_id is not None:
-            return None
-        if self._context.anonymous:
-            return (
-                "the address stands in a record, so your own credentials were not used: if you trust it, "
-                "clone the ref itself, with its -o settings, or give -o access_key_id=… and secret_access_key=…"
-            )
-        if self.endpoint and not _is_aws(self.endpoint):  # where a role of an AWS machine is nobody
-            session.get_component("credential_provider").remove("iam-role")
-        try:
-            if session.get_credentials() is not None:
-                return None
-        except BotoCoreError:
-            raise
-        except Exception as error:  # of a program, or a file, that gives credentials
-            raise CredentialRetrievalError(provider="environment", error_msg="") from error
-        return (
-            "no credentials were found: run `aws configure`, set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-            "or give -o profile=NAME"
-        )
-
-    def _config(self) -> Config:
-        settings, seconds = self._settings, self._context.patience or deadline() / ATTEMPTS
-        style = "path" if self.endpoint and settings.addressing_style == "auto" else settings.addressing_style
-        local = self.endpoint is not None and is_loopback(urlsplit(self.endpoint).hostname or "")
-        return Config(
-            signature_version=UNSIGNED if self.unsigned else "s3v4",
-            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-            connect_timeout=min(CONNECT_SECONDS, seconds),
-            read_timeout=seconds,
-            max_pool_connections=max(_CONNECTIONS, settings.concurrency),
-            tcp_keepalive=True,
-            s3=None if style == "auto" else {"addressing_style": style},
-            request_checksum_calculation=self.checksum,
-            response_checksum_validation=self.checksum,
-            user_agent_extra=f"ari-registry/{version('ari-registry')}",
-            proxies={} if local else None,
-        )
-
-
-def _stay(context: dict[str, Any], **_: object) -> None:
-    """Keeps botocore from looking for AWS's other regions: of a store that redirects it asks for ever where."""
-    context.setdefault("s3_redirect", {})["redirected"] = True
-
-
-def _is_aws(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    return re.search(r"\.amazonaws\.(com|com\.cn|eu)\Z", host) is not None

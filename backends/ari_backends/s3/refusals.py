@@ -44,7 +44,6 @@ _SECRET_LIKE: Final = re.compile(r"[A-Za-z0-9+/=%_-]{40,}")
 
 _CREDENTIALS: Final = (
     exceptions.NoCredentialsError,
-    exceptions.PartialCredentialsError,
     exceptions.CredentialRetrievalError,
     exceptions.MetadataRetrievalError,
     exceptions.RefreshWithMFAUnsupportedError,
@@ -54,6 +53,10 @@ _CREDENTIALS: Final = (
     exceptions.LoginError,
 )
 
+AWS: Final = "AWS"
+"""How the endpoint is called in messages where none was set."""
+_MEANS_AWS: Final = "without an endpoint_url it is AWS that is asked"
+_FORGOTTEN: Final = f"{_MEANS_AWS}: give -o endpoint_url=https://… for another store, or check region and network"
 _KEYS: Final = "access_key_id (ARI_S3_ACCESS_KEY_ID), the AWS_* variables or the profile"
 
 
@@ -84,6 +87,11 @@ def refusal(error: Exception, asked: Asked) -> BackendError | None:
         return InvalidConfiguration(
             f"{asked.where}: what answers there does not speak S3",
             hint="check endpoint_url (ARI_S3_ENDPOINT_URL): the address of the S3 service, not of its web page",
+        )
+    if isinstance(error, exceptions.PartialCredentialsError):
+        return AccessDenied(
+            f"{asked.where}: of the credentials one half is missing",
+            hint="set both AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or neither",
         )
     if isinstance(error, _CREDENTIALS):
         return AccessDenied(
@@ -169,7 +177,8 @@ _Rule = Callable[[exceptions.ClientError, Asked], BackendError]
 def _no_bucket(error: exceptions.ClientError, asked: Asked) -> BackendError:  # noqa: ARG001 - one kind of rule
     return InvalidConfiguration(
         f"{asked.endpoint}: there is no bucket '{asked.bucket}'",
-        hint="check bucket, endpoint_url and region; this program makes no buckets",
+        hint=f"check bucket, endpoint_url and region{f' ({_MEANS_AWS})' if asked.endpoint == AWS else ''}; "
+        "this program makes no buckets",
     )
 
 
@@ -183,7 +192,10 @@ def _no_upload(error: exceptions.ClientError, asked: Asked) -> BackendError:  # 
 
 def _denied(error: exceptions.ClientError, asked: Asked) -> BackendError:
     if asked.unsigned:
-        return AccessDenied(_says(error, asked, "access without credentials is refused"), hint=asked.unsigned)
+        return AccessDenied(
+            _says(error, asked, "access without credentials is refused"),
+            hint=f"is it spelled in full? Who may not list is not told what is absent. Else {asked.unsigned}",
+        )
     date = date_of(error.response)
     if date is not None and abs(date - datetime.now(UTC)) > CLOCKS:
         return _clock(error, asked)
@@ -316,7 +328,10 @@ def _rules() -> Iterator[tuple[str, _Rule]]:
         (_conflict, "OperationAborted ConditionalRequestConflict ConcurrentModification"),
     ):
         yield from ((code, rule) for code in codes.split())
-    another = f"check {_KEYS}, and that endpoint_url is the store they are for"
+    another = (
+        f"check {_KEYS}, and that endpoint_url is the store they are for; "
+        "a public bucket is read with -o anonymous=true"
+    )
     yield "InvalidAccessKeyId", _denying("the store does not know this access key", another)
     pair = "check secret_access_key (ARI_S3_SECRET_ACCESS_KEY) for missing or extra characters, and region"
     yield "SignatureDoesNotMatch", _denying("the secret key does not belong to the access key", pair)
@@ -370,7 +385,9 @@ def _unreachable(error: Exception, asked: Asked) -> BackendError:
         if any(isinstance(cause, urllib3.exceptions.NameResolutionError | socket.gaierror) for cause in causes):
             return Unavailable(
                 f"{asked.where}: the name of {asked.endpoint} is not known",
-                hint="check endpoint_url and region for a slip, and whether this machine is online",
+                hint=_FORGOTTEN
+                if asked.endpoint == AWS
+                else "check endpoint_url and region for a slip, and whether this machine is online",
             )
         return Unavailable(
             f"{asked.where}: {asked.endpoint} takes no connection",

@@ -106,6 +106,7 @@ class WatchedSource(Source):
         ended: It was read to its end.
         handed_over: Its local file was given away.
         failure: What it raised last, to be told from what the store raised.
+        opens: It gave a stream when it was opened last.
     """
 
     def __init__(self, inner: Source) -> None:
@@ -114,14 +115,16 @@ class WatchedSource(Source):
         self.ended = False
         self.handed_over = False
         self.failure: Exception | None = None
+        self.opens = False
 
     @contextmanager
     def open(self) -> Iterator[ReadStream]:
         """Starts reading from the beginning."""
-        self.failure = None
+        self.failure, self.opens = None, False
         with ExitStack() as stack:
             with self._noting():
                 stream = stack.enter_context(self._inner.open())
+            self.opens = True
             yield _WatchedStream(self, stream)
 
     @property
