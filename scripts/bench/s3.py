@@ -67,21 +67,25 @@ class S3Bench:
         self.sized = sized
         self.registry = registry
         self.running = ExitStack()
+        self.row = ""
+        self.store: Any = None
 
     def close(self) -> None:
         """Stops the gateway."""
         self.running.close()
 
-    @cached_property
-    def store(self) -> Any:
-        """The gateway, with a bucket."""
+    def begin(self, row: str) -> None:
+        """Starts a gateway with an empty bucket for a row of the tables: it has all in memory and frees it late."""
+        if row == self.row:
+            return
         sys.path.insert(0, str(ROOT / "tests"))
         from support.stores import Rgw  # noqa: PLC0415 - only where it is measured
 
-        self.scratch.mkdir(parents=True, exist_ok=True)
-        store = self.running.enter_context(Rgw(self.scratch / "ceph")).store
-        store.client().create_bucket(Bucket=BUCKET)
-        return store
+        self.close()
+        folder = self.scratch / f"ceph-{row}"
+        folder.mkdir(parents=True)
+        self.store, self.row = self.running.enter_context(Rgw(folder)).store, row
+        self.store.client().create_bucket(Bucket=BUCKET)
 
     def signed(self, *command: str | Path) -> Command:
         """Runs a command with the credentials of the gateway's user."""
@@ -105,6 +109,11 @@ class S3Bench:
         """Ours: verified, hashed and stored."""
         return self.signed(sys.executable, PUT, archive.path, archive.sha256, *self.options, *more)
 
+    def put_ours(self, _: Path) -> Command:
+        """Puts another archive."""
+        self.begin("put")
+        return self.put(self.registry.next_archive())
+
     def put_theirs(self, archive: Archive) -> Command:
         """Theirs: stored."""
         target = f"s3://{BUCKET}/theirs/{archive.sha256}"
@@ -113,6 +122,7 @@ class S3Bench:
     @cached_property
     def stored(self) -> tuple[str, str, Path]:
         """Returns ref and digest of the large bundle in the store, and what `sha256sum -c` reads."""
+        self.begin("clone")
         archive = Archive.of(self.large())
         self.run(self.put(archive))
         manifest = json.loads(self.large().with_name("manifest.lock").read_text(encoding="utf-8"))
@@ -122,6 +132,7 @@ class S3Bench:
 
     def publish(self, fresh: Path) -> Command:
         """Ours: packed, hashed while it is sent, and stored; each time under another prefix."""
+        self.begin("publish")
         checkpoint = self.checkpoint()
         # A checkpoint published before is another case: its record names where.
         (checkpoint / "publish_record.json").unlink(missing_ok=True)
@@ -164,7 +175,7 @@ class S3Bench:
                 "s3-put",
                 "put of the large bundle, verified meanwhile / `aws s3 cp`",
                 1.0,
-                lambda _: self.put(self.registry.next_archive()),
+                self.put_ours,
                 lambda _: self.put_theirs(self.registry.next_archive()),
                 needs=("radosgw",),
             ),
@@ -181,6 +192,7 @@ class S3Bench:
     def memory(self, sizes: tuple[int, ...]) -> Iterator[dict[str, Any]]:
         """Yields the peak of a put and of a clone, for each size of the set."""
         for size in sizes:
+            self.begin(f"memory-{size}")
             bundle = self.sized(size)
             archive = Archive.of(bundle)
             fresh = self.scratch / f"memory-{size}"
@@ -198,3 +210,23 @@ class S3Bench:
                     "passed": peak <= MEMORY_LIMIT,
                 }
             shutil.rmtree(fresh)
+        yield from self.server_memory()
+
+    def server_memory(self) -> Iterator[dict[str, Any]]:
+        """Yields how much a registry's worker grows whose artifacts are in the bucket."""
+        self.begin("registry")
+        options = dict(option.split("=", 1) for option in [*self.options, "prefix=registry"])
+        environment = {
+            **self.environment,
+            **self.store.env,
+            "ARI_REGISTRY_BACKEND": "s3",
+            "ARI_REGISTRY_OPTIONS": json.dumps(options),
+        }
+        on_s3 = RegistryBench(
+            self.scratch / "registry", environment, self.large, self.large, requests=0, artifacts=(0, 0)
+        )
+        try:
+            for row in on_s3.memory():
+                yield {**row, "name": f"{row['name']}, on S3"}
+        finally:
+            on_s3.close()

@@ -152,6 +152,7 @@ def test_every_setting_says_what_it_is_for():
 @pytest.mark.parametrize(
     ("endpoint", "style", "url"),
     [
+        (None, "auto", "https://lab.s3.eu-central-1.amazonaws.com/a/x"),
         (None, "virtual", "https://lab.s3.eu-central-1.amazonaws.com/a/x"),
         (None, "path", "https://s3.eu-central-1.amazonaws.com/lab/a/x"),
         ("https://store.example.org:9000", "virtual", "https://lab.store.example.org:9000/a/x"),

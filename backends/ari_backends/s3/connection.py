@@ -150,7 +150,9 @@ class Connection:
 
     def _config(self, attempts: int) -> Config:
         settings, seconds = self._settings, self._context.patience or deadline() / ATTEMPTS
-        style = "path" if self.endpoint and settings.addressing_style == "auto" else settings.addressing_style
+        # Not botocore's own "auto", which presigns for AWS's global host, and that redirects to the region's.
+        auto = "path" if self.endpoint else "virtual"
+        style = auto if settings.addressing_style == "auto" else settings.addressing_style
         local = self.endpoint is not None and is_loopback(urlsplit(self.endpoint).hostname or "")
         return Config(
             signature_version=UNSIGNED if self.unsigned else "s3v4",
@@ -159,7 +161,7 @@ class Connection:
             read_timeout=seconds,
             max_pool_connections=max(_CONNECTIONS, settings.concurrency),
             tcp_keepalive=True,
-            s3=None if style == "auto" else {"addressing_style": style},
+            s3={"addressing_style": style},
             request_checksum_calculation=self.checksum,
             response_checksum_validation=self.checksum,
             user_agent_extra=f"ari-registry/{version('ari-registry')}",
