@@ -75,7 +75,7 @@ class S3Bench:
         self.running.close()
 
     def begin(self, row: str) -> None:
-        """Starts a gateway with an empty bucket for a row of the tables: it has all in memory and frees it late."""
+        """Starts a gateway with an empty bucket for a row of the tables: it has all in memory, frees it late."""
         if row == self.row:
             return
         sys.path.insert(0, str(ROOT / "tests"))
