@@ -31,6 +31,7 @@ from ari_backends._claims import s3_claims
 from ari_backends.filesystem_registry import FilesystemRegistry
 from ari_backends.s3 import bucket, transfers
 from ari_backends.s3.backend import S3
+from ari_backends.s3.promises import MEMORY
 from ari_core.conformance import BackendContract, make_bundle
 from ari_core.conformance.knobs import is_absent, new, read_all, together, users
 from ari_core.contract import CHUNK, Claim, Locator, SupportsOwners, Visibility
@@ -761,6 +762,24 @@ def test_sweeping_takes_nothing_that_is_stored_meanwhile(moto):
             assert list(backend.sweep(-OLD, dry_run=False)) == []
         assert is_consistent(backend, ONE)
         assert read_all(backend, f"{moto.bucket}/artifacts/{ONE.archive_sha256}/") == ONE.archive
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_where_nothing_keeps_writers_apart_sweeping_leaves_objects_alone(moto, dry_run):
+    with s3(moto, known=False) as backend:
+        backend._client.put(key_in(backend, ONE, "bundle.tar.gz"), ONE.archive)
+        assert list(backend.sweep(timedelta(seconds=-60), dry_run=dry_run)) == []
+        assert names(backend, ONE) == ["bundle.tar.gz"]
+
+
+def test_a_change_lets_writers_race_where_nobody_did_before(moto):
+    with s3(moto) as backend:
+        locator = put(backend, ONE)[0].locator
+        backend._client.delete(MEMORY)
+    with s3(moto, known=False) as backend:
+        list(backend.sweep(timedelta(hours=1), dry_run=True))  # which asks what is remembered
+        backend.raise_visibility(locator, Visibility.UNLISTED)
+        assert MEMORY in keys(backend, all_of_them=True)
 
 
 def test_a_deleter_that_was_held_up_stops(moto):

@@ -250,8 +250,8 @@ class S3(StoredLayout):
         """Returns what is remembered about the store; nothing where nobody let writers race yet."""
         with self._lock:
             if self._known is None:
-                self._known = Promises.load(client) or Promises()
-            return self._known
+                self._known = Promises.load(client)
+            return self._known or Promises()
 
     # -- optional protocols --------------------------------------------------------------------------------------
 
@@ -273,15 +273,14 @@ class S3(StoredLayout):
             place, data = self._here(), json.dumps({"registry": registry}).encode()
             for _ in range(_TRIES):
                 found = place.read(SERVING, _LONGEST_NOTE)
-                noted = None
-                if found:
-                    try:
-                        noted = _registry_of(found.data)
-                    except IntegrityError:  # which is what taking over is for
-                        if not take_over:
-                            raise
+                noted = _registry_of(found.data) if found else None
                 if noted is not None and (noted == registry or not take_over):
                     return noted
+                if found and not take_over:
+                    raise IntegrityError(
+                        f"{SERVING} in the store is damaged",
+                        hint="`ari registry reindex --take-over` writes it anew",
+                    )
                 place.write(SERVING, data, replacing=found.version if found else None)
             raise Unavailable(f"{SERVING} is being changed all the time")
 
@@ -336,18 +335,12 @@ def _is_key(key: str) -> bool:
         return False
 
 
-def _registry_of(data: bytes) -> str:
-    """Reads who is noted.
-
-    Raises:
-        IntegrityError: It is not what we note.
-    """
+def _registry_of(data: bytes) -> str | None:
+    """Reads who is noted; None if it is not what we note."""
     try:
         fields: Any = json.loads(data)
         if isinstance(fields["registry"], str):
             return fields["registry"]
     except (ValueError, TypeError, KeyError, RecursionError):
         pass
-    raise IntegrityError(
-        f"{SERVING} in the store is damaged", hint="`ari registry reindex --take-over` writes it anew"
-    )
+    return None

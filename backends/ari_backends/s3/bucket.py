@@ -216,7 +216,9 @@ class Bucket(Blobs):
         """See `ari_core.contract.SupportsSweep`."""
         before = self._now() - older_than
         yield from self._sweep_uploads(before, dry_run=dry_run)
-        yield from self._sweep_objects(before, dry_run=dry_run)
+        if self._turn or (self._promises().create_only and self._promises().compare_and_set):
+            # Else nothing shows that somebody stores one of them meanwhile.
+            yield from self._sweep_objects(before, dry_run=dry_run)
         for entry in self.client.keys(self.client.key(TRIALS)):
             if entry.modified < before:
                 if not dry_run:
@@ -242,10 +244,7 @@ class Bucket(Blobs):
                     yield Leftover(what, entry.key, entry.size, since)
 
     def _swept(self, artifact: str) -> bool:
-        """Deletes what belongs to no artifact, unless one is stored there meanwhile: only a condition shows it."""
-        promises = self._promises()
-        if self._turn is None and not (promises.create_only and promises.compare_and_set):
-            return False
+        """Deletes what belongs to no artifact, unless one is stored there meanwhile."""
         key = self.client.key(key_of(artifact, META_NAME))
         with self.guard(artifact):
             head, is_note = self._look(key)

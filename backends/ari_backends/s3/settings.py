@@ -52,9 +52,7 @@ class S3Settings(BaseModel):
         le=5 * 1024 * _MIB,
         description="size of an upload's parts ('64MiB')",
     )
-    concurrency: int = Field(
-        default=8, ge=1, le=32, description="parts uploaded at a time, each of them held in memory"
-    )
+    concurrency: int = Field(default=8, ge=1, le=32, description="parts uploaded at a time")
     ca_bundle: FilePath | None = Field(
         default=None, description="PEM file of the authorities to trust instead of the system's"
     )
