@@ -31,6 +31,11 @@ THEIR_PUBLISH = """
 tar -C "$2" -cf - . | pigz -1 >"$3/b.tar.gz"; sha256sum "$3/b.tar.gz"
 "$1" s3 cp --only-show-errors "$3/b.tar.gz" "$4"
 """
+# And: hash a packed archive and every byte in it, and send it.
+THEIR_CHECKED_PUT = """
+sha256sum "$2"; tar -xzOf "$2" | sha256sum
+"$1" s3 cp --only-show-errors "$2" "$3"
+"""
 # And: get the archive, unpack it, hash every file and compare.
 THEIR_CLONE = """
 "$1" s3 cp --only-show-errors "$2" "$3/b.tar.gz"
@@ -114,10 +119,17 @@ class S3Bench:
         self.begin("put")
         return self.put(self.registry.next_archive())
 
-    def put_theirs(self, archive: Archive) -> Command:
+    def put_theirs(self, _: Path) -> Command:
         """Theirs: stored."""
+        archive = self.registry.next_archive()
         target = f"s3://{BUCKET}/theirs/{archive.sha256}"
         return self.signed(self.aws, "s3", "cp", "--only-show-errors", archive.path, target)
+
+    def put_theirs_checked(self, _: Path) -> Command:
+        """Theirs: hashed whole and within, and stored."""
+        archive = self.registry.next_archive()
+        script = ["bash", "-euo", "pipefail", "-c", THEIR_CHECKED_PUT, "bash"]
+        return self.signed(*script, self.aws, archive.path, f"s3://{BUCKET}/theirs/{archive.sha256}")
 
     @cached_property
     def stored(self) -> tuple[str, str, Path]:
@@ -176,7 +188,15 @@ class S3Bench:
                 "put of the large bundle, verified meanwhile / `aws s3 cp`",
                 1.0,
                 self.put_ours,
-                lambda _: self.put_theirs(self.registry.next_archive()),
+                self.put_theirs,
+                needs=("radosgw",),
+            ),
+            Comparison(
+                "s3-put-checked",
+                "the same / `sha256sum`, `tar xzO \\| sha256sum`, `aws s3 cp`",
+                1.0,
+                self.put_ours,
+                self.put_theirs_checked,
                 needs=("radosgw",),
             ),
             Comparison(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import shutil
@@ -36,6 +37,9 @@ _GRACE_SECONDS: Final = 30
 _HEALTH_SECONDS: Final = 30
 """A worker that says nothing for so long is replaced; much less would hit one that is only busy."""
 _BACKLOG: Final = 2048
+
+_M_ARENA_MAX: Final = -8  # <malloc.h>
+_ARENAS: Final = 2
 
 
 def serve(
@@ -99,6 +103,7 @@ def worker() -> FastAPI:
     from uvicorn.config import STARTUP_FAILURE  # noqa: PLC0415
 
     _leave_with_parent()
+    _share_heaps()
     try:
         from ari_server.app import create  # noqa: PLC0415 - after `_metrics_folder`
 
@@ -118,6 +123,13 @@ def _leave_with_parent() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
         threading.Thread(target=wait, name="ari-parent", daemon=True).start()
+
+
+def _share_heaps() -> None:
+    """Lets all threads share two heaps: glibc gives each its own, and keeps in every one what was freed there."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none, and no such heaps
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, _ARENAS)
 
 
 def _check_store(store: Backend) -> None:
