@@ -132,6 +132,11 @@ class Wrapper(Backend):
         """The inner backend's."""
         return self.inner.trust_settings
 
+    @property
+    def describes(self) -> bool:  # type: ignore[override]
+        """The inner backend's."""
+        return self.inner.describes
+
     def optional(self, protocol: type[_P]) -> _P | None:
         """Returns what the inner backend has of it."""
         return self.inner.optional(protocol)

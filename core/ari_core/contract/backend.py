@@ -33,6 +33,7 @@ class Backend(ABC):
         trust_settings: Settings that decide where credentials go or whom to trust (a server's address, a proxy).
             No record decides about them, since records come with downloads. One that readers need, too, is kept in
             it for them; who promotes or deletes gives it again.
+        describes: The store shows people what an artifact is: core fills `NewArtifact.description`.
     """
 
     name: ClassVar[str]
@@ -41,6 +42,7 @@ class Backend(ABC):
     aliases: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     reader_settings: ClassVar[tuple[str, ...]] = ()
     trust_settings: ClassVar[tuple[str, ...]] = ()
+    describes: ClassVar[bool] = False
 
     _looks_first: ClassVar[bool] = True
 

@@ -169,7 +169,8 @@ class NewArtifact:
         owner: Who it belongs to, for stores that serve a registry.
         wish: The visibility the author wants in the end; the artifact itself starts staged.
         embargo: Day before which nobody may read it, for stores with ``embargo``.
-        description: Facts for stores that show them (title, license, creators, …), as JSON values.
+        description: Facts for stores that show them, as JSON values (`ari_core.citation`): all that is known if the
+            backend `describes`, else no more than ``license``.
         previous: The artifact this checkpoint published last, which this one supersedes, with its digests as far
             as they are known. Compare them: its place may hold something else by now, which does not give way. It
             can be of another store of this kind: ignore it then.
