@@ -1,0 +1,1 @@
+../core/ari_core/standalone/verify_bundle.py
