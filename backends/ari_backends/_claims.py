@@ -23,7 +23,18 @@ FSSPEC_SCHEMES: Final = frozenset(
 
 _ARTIFACT: Final = re.compile(r"[^?#]*/artifact/[0-9a-f]{16,64}/?")
 _STORED: Final = re.compile(r"(?i:file):[^?#]*/artifacts/[0-9a-f]{16,64}/?", re.DOTALL)
-_IN_BUCKET: Final = re.compile(r"(?i:s3)://[^/]+/.+", re.DOTALL)
+_IN_BUCKET: Final = re.compile(r"(?i:s3)://.*", re.DOTALL)
+
+ZENODO_DOI: Final = re.compile(r"10\.(?P<prefix>5281|5072)/zenodo\.(?P<id>[0-9]{1,18})", re.IGNORECASE)
+_DOI: Final = re.compile(
+    r"(?:doi:|https?://(?:dx\.|www\.)?doi\.org/)(?P<doi>10\.[0-9]{4,9}(?:\.[0-9]+)*/[!-~]+)", re.IGNORECASE
+)
+_ZENODO_PAGE: Final = re.compile(
+    r"(?P<base>https://(?:sandbox\.)?zenodo\.org)/"
+    r"(?:(?:api/)?records?/(?P<id>[0-9]{1,18})|doi/(?P<doi>10\.[!-~]+?))/?(?:[?#].*)?",
+    re.IGNORECASE | re.DOTALL,
+)
+_INVENIO: Final = re.compile(r"(?i:zenodo)\+(?P<base>(?i:https?)://[^?#]+)/records/(?P<id>[0-9a-z-]{1,40})/?")
 
 
 def filesystem_registry_claims(ref: str) -> Claim:
@@ -32,7 +43,7 @@ def filesystem_registry_claims(ref: str) -> Claim:
 
 
 def s3_claims(ref: str) -> Claim:
-    """Claims ``s3://BUCKET/KEY``, whatever the key."""
+    """Claims ``s3://…``: what is no ref of an object is refused with an example."""
     return Claim.SCHEME if _IN_BUCKET.fullmatch(ref) else Claim.NO
 
 
@@ -75,3 +86,28 @@ def ari_registry_claims(ref: str) -> Claim:
     if ref[:4].lower() == "ari:":
         return Claim.SCHEME
     return Claim.EXACT if https_claims(ref) and _ARTIFACT.fullmatch(ref) else Claim.NO
+
+
+def doi_of(ref: str) -> str | None:
+    """Returns the DOI that a ref is, in any of its spellings; None if it is none."""
+    found = _DOI.fullmatch(ref) or _ZENODO_PAGE.fullmatch(ref)
+    return found["doi"] if found else None
+
+
+def zenodo_record(ref: str) -> tuple[str, str] | None:
+    """Returns the repository and the id in it that a ref names by its address; None if it names none."""
+    found = _INVENIO.fullmatch(ref) or _ZENODO_PAGE.fullmatch(ref)
+    if found is None or not found["id"]:
+        return None
+    return (found["base"] if found.re is _INVENIO else found["base"].lower()), found["id"]
+
+
+def zenodo_claims(ref: str) -> Claim:
+    """Claims any DOI, Zenodo's pages, and ``zenodo+https://HOST/records/ID``.
+
+    A DOI that is written as a URL would be a tie with `https_claims` otherwise, and its page is no archive.
+    """
+    doi = doi_of(ref)
+    if zenodo_record(ref) or (doi and (ZENODO_DOI.fullmatch(doi) or https_claims(ref))):
+        return Claim.EXACT
+    return Claim.SCHEME if doi else Claim.NO

@@ -15,8 +15,8 @@ import ssl
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -29,7 +29,8 @@ import httpx2
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, FilePath, SecretStr, field_validator
 
 from ari_backends._claims import is_loopback
-from ari_core.contract import Artifact, Backend, Locator, OpenContext, ReadStream, Visibility
+from ari_backends._tls import handshake_problem
+from ari_core.contract import CHUNK, Artifact, Backend, Locator, OpenContext, ReadStream, Source, Visibility
 from ari_core.digests import is_sha256
 from ari_core.errors import (
     AccessDenied,
@@ -67,6 +68,7 @@ _SLOWEST: Final = 10e3
 _REDIRECTS: Final = {301, 302, 303, 307, 308}
 _LONGEST_SHOWN: Final = 200
 _NOT_HTTPS: Final = "is not https"
+_PLAIN: Final = "check the address and its port; http:// goes to this very machine only"
 _HIGHEST_PORT: Final = 65535
 _PROXY_FORM: Final = "http://HOST:PORT or https://HOST:PORT"
 TOKEN: Final = re.compile(r"[\x21-\x7e]+")
@@ -75,6 +77,7 @@ _STRONG_ETAG: Final = re.compile(r'"[\x21\x23-\x7e]*"')
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")
 _CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 _UNSATISFIED: Final = re.compile(r"bytes \*/([0-9]{1,18})")
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _JSON: Final = re.compile(r"application/(problem\+)?json\s*(;|$)", re.IGNORECASE)
 _ERRNO: Final = re.compile(r"\[Errno -?[0-9]+\] ")
 _PORTS: Final = {"http": 80, "https": 443}
@@ -238,12 +241,9 @@ class Fetcher:
             if isinstance(error, httpx2.ReadTimeout):
                 waited = error.request.extensions["timeout"]["read"]
             where = _origin(error.request.url) + _proxy_of(error.request)
-        if certificate := _certificate_problem(error):
-            return InvalidConfiguration(
-                f"{where}: its certificate is not trusted: {escape(certificate)}",
-                hint="if its authority is your own, name it with -o ca_file=FILE.pem or "
-                f"{self._settings.prefix}CA_FILE",
-            )
+        trust = f"-o ca_file=FILE.pem or {self._settings.prefix}CA_FILE"
+        if problem := handshake_problem(_causes(error), trust=trust, plain=_PLAIN):
+            return InvalidConfiguration(f"{where}: {problem[0]}", hint=problem[1])
         if isinstance(error, httpx2.ConnectTimeout):
             return Unavailable(f"{where}: no connection within {self._settings.connect_timeout:g} s")
         if isinstance(error, httpx2.TimeoutException):
@@ -353,6 +353,12 @@ class Answer:
         """Says whether a program wrote this for a program, and not a proxy a page for people."""
         return bool(_JSON.match(self.header("content-type") or ""))
 
+    @property
+    def request_id(self) -> str:
+        """What the server's log calls this request, as `` (X-Request-ID …)``; empty if it does not tell."""
+        told = self.header("x-request-id") or ""
+        return f" (X-Request-ID {told})" if _REQUEST_ID.fullmatch(told) else ""
+
     def reason(self) -> str:
         """Returns the server's own sentence (RFC 9457), as `` : it …``; empty if there is none."""
         detail = None
@@ -399,11 +405,11 @@ def refusal(answer: Answer) -> BackendError:
         case HTTPStatus.PARTIAL_CONTENT:
             return IntegrityError(f"{where}: refused: the server sends a part where it was asked for everything")
     kind = Unavailable if status >= HTTPStatus.INTERNAL_SERVER_ERROR else Unsupported
-    return kind(says + answer.reason())
+    return kind(says + answer.reason() + answer.request_id)
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
+class Seen:
     """What a stat saw; a download has to find the same.
 
     Attributes:
@@ -437,7 +443,7 @@ class HttpReader(Backend):
         super().__init__(settings, context)
         self._fetcher = Fetcher(settings, self._credentials, self._refusal)
         self._lock = threading.Lock()
-        self._seen: OrderedDict[Locator, _Seen] = OrderedDict()
+        self._seen: OrderedDict[Locator, Seen] = OrderedDict()
         self._sleep: Callable[[float], None] = time.sleep
         self._clock: Callable[[], float] = time.monotonic
 
@@ -480,19 +486,22 @@ class HttpReader(Backend):
             visibility=Visibility(level) if level in set(Visibility) else None,
         )
         with self._lock:
-            self._seen[locator] = _Seen(artifact, answer.place, answer.etag, self._clock())
+            self._seen[locator] = Seen(artifact, answer.place, answer.etag, self._clock())
             self._seen.move_to_end(locator)
             while len(self._seen) > _REMEMBERED:
                 self._seen.popitem(last=False)
         return artifact
 
-    def _last_seen(self, locator: Locator) -> _Seen | None:
+    def _last_seen(self, locator: Locator) -> Seen | None:
         with self._lock:
             return self._seen.get(locator)
 
+    def _open(self, locator: Locator, offset: int) -> AbstractContextManager[ReadStream]:
+        return self._download(parse_url(locator), offset, self._last_seen(locator))
+
     @contextmanager
-    def _open(self, locator: Locator, offset: int) -> Iterator[ReadStream]:
-        url, seen = parse_url(locator), self._last_seen(locator)
+    def _download(self, url: httpx2.URL, offset: int, seen: Seen | None) -> Iterator[ReadStream]:
+        """Reads from `offset` what has to be what was `seen`."""
         download = _Download(self._fetcher, url, offset, seen, self.settings, self._sleep)
         with closing(download):
             download.start()
@@ -507,7 +516,7 @@ class _Download:
         fetcher: Fetcher,
         url: httpx2.URL,
         offset: int,
-        seen: _Seen | None,
+        seen: Seen | None,
         settings: HttpSettings,
         sleep: Callable[[float], None],
     ) -> None:
@@ -658,6 +667,23 @@ class _Download:
                 return
 
 
+def pieces(source: Source, before: bytes = b"", behind: bytes = b"") -> Generator[bytes]:
+    """Yields an upload's body; its end only when the source has ended well, since with that the server commits."""
+    if before:
+        yield before
+    left, held = source.size, b""
+    with source.open() as stream:
+        while data := stream.read(CHUNK):
+            left -= len(data)
+            if left >= 0:  # else the source is about to raise, and has to say why itself
+                if held:
+                    yield held
+                held = data
+    if left:
+        raise IntegrityError(f"the archive to store has not the {source.size} bytes it should have")
+    yield held + behind
+
+
 def parse_url(text: str) -> httpx2.URL:
     """Parses a URL a user gave, without its fragment.
 
@@ -786,14 +812,10 @@ def _proxy_of(request: httpx2.Request) -> str:
     return f", through the proxy {escape(f'[{host}]' if ':' in host else host)}:{port}"
 
 
-def _certificate_problem(error: BaseException) -> str | None:
-    """What is wrong with the server's certificate, if that is what `error` is about."""
-    cause: BaseException | None = error
-    while cause:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return cause.verify_message
-        cause = cause.__cause__ or cause.__context__
-    return None
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def retry_after(text: str | None) -> float | None:

@@ -8,6 +8,7 @@ from ari_backends._claims import (
     fsspec_claims,
     https_claims,
     s3_claims,
+    zenodo_claims,
 )
 from ari_backends.ari_registry.places import configured
 from ari_core.contract import BackendSpec, Claim, CommandGroupSpec
@@ -52,6 +53,13 @@ def ari_backends() -> list[BackendSpec]:
             claims=s3_claims,
             api=0,
             extra="ari-registry[s3]",
+        ),
+        BackendSpec(
+            name="zenodo",
+            backend="ari_backends.zenodo.backend:Zenodo",
+            help="a record with a DOI on Zenodo, or another InvenioRDM: set ZENODO_TOKEN",
+            claims=zenodo_claims,
+            api=0,
         ),
         BackendSpec(
             name="https",

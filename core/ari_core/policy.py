@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from ari_core.citation import SPDX, Deposit
 from ari_core.errors import ConfigurationError, escape, from_os_error
 from ari_core.names import STAGING_PREFIX
 from ari_core.wish import CHOICES, why_not
@@ -91,7 +92,6 @@ everything below a folder of that name.
 PRUNED: Final = ".git"
 """A folder that is never looked into; it counts as one denied file."""
 
-_LICENSE: Final = re.compile(r"(?=.*[A-Za-z0-9])[A-Za-z0-9.+:() -]{1,200}")
 _BACKEND: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _WILDCARD: Final = re.compile(r"[*?\[]")
 _SHOWN: Final = 60
@@ -208,13 +208,13 @@ class Policy(BaseModel):
     visibility: Annotated[str, AfterValidator(_visibility)] = Field(default="staged", description=CHOICES)
     required: bool = Field(default=False, description="true or false")
     auto_promote: bool = Field(default=False, description="true or false")
-    license: Annotated[str, AfterValidator(functools.partial(_spelled_as, _LICENSE))] | None = Field(
+    license: Annotated[str, AfterValidator(functools.partial(_spelled_as, SPDX))] | None = Field(
         default=None, description="an SPDX expression, such as MIT or Apache-2.0 OR GPL-3.0-or-later"
     )
     backend: Annotated[str, AfterValidator(functools.partial(_spelled_as, _BACKEND))] | None = Field(
         default=None, description="the name of a backend or profile, such as local-tarball"
     )
-    zenodo: dict[str, Any] | None = Field(default=None, description="a mapping, for a later backend")
+    zenodo: Deposit | None = Field(default=None, description="what a repository shows of the bundle, see below")
 
     @functools.cached_property
     def _include(self) -> Globs:
@@ -327,6 +327,7 @@ def parse_policy(file: YamlFile) -> Policy:
     except ValidationError as error:
         first = min(error.errors(include_url=False), key=lambda found: file.line_of(found["loc"]) or 0)
     what = explain(first, Policy)
-    if (field := Policy.model_fields.get(str(first["loc"][0]))) is not None:
+    key, *within = first["loc"]
+    if (field := Policy.model_fields.get(str(key))) is not None and not any(isinstance(w, str) for w in within):
         what += f"; allowed: {field.description}"
     raise file.error(first["loc"], what)

@@ -14,7 +14,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import yaml
 
@@ -27,7 +27,16 @@ if TYPE_CHECKING:
 
     _M = TypeVar("_M", bound=BaseModel)
 
-__all__ = ["Location", "YamlFile", "check_guarded", "explain", "read_yaml", "unknown_key", "validate"]
+__all__ = [
+    "Location",
+    "YamlFile",
+    "check_guarded",
+    "explain",
+    "parse_yaml",
+    "read_yaml",
+    "unknown_key",
+    "validate",
+]
 
 Location = tuple[str | int, ...]
 
@@ -78,13 +87,26 @@ def read_yaml(path: Path, max_bytes: int, *, guarded: bool = False) -> YamlFile:
         LocalPermissionError: It cannot be read.
         CheckpointNotFoundError: It is not there.
     """
-    raw = _read(path, max_bytes, guarded=guarded)
+    return parse_yaml(path, _read(path, max_bytes, guarded=guarded))
+
+
+def parse_yaml(path: Path, raw: bytes, *, as_spelled: bool = False) -> YamlFile:
+    """Reads the bytes of a YAML file whose top level is a mapping.
+
+    Args:
+        path: How messages name it.
+        raw: What it holds.
+        as_spelled: Numbers and true/false stay text: ``version: 1.10`` is no 1.1.
+
+    Raises:
+        ConfigurationError: As `read_yaml`.
+    """
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise _error(path, raw.count(b"\n", 0, error.start) + 1, "not UTF-8") from None
     try:
-        node = yaml.compose(text, Loader=_Loader)
+        node = yaml.compose(text, Loader=_SpelledLoader if as_spelled else _Loader)
         lines: dict[Location, int] = {}
         data = {} if node is None else _value(node, (), lines)
     except _RefusedError as error:
@@ -105,8 +127,16 @@ def read_yaml(path: Path, max_bytes: int, *, guarded: bool = False) -> YamlFile:
     return YamlFile(path, data, lines)
 
 
-def validate(model: type[_M], file: YamlFile, location: Location = ()) -> _M:
+def validate(
+    model: type[_M], file: YamlFile, location: Location = (), *, extra: Literal["ignore"] | None = None
+) -> _M:
     """Turns what the file holds at `location` into a pydantic model.
+
+    Args:
+        model: The model.
+        file: The file.
+        location: Of what is to be turned.
+        extra: ``"ignore"`` passes over keys that the model does not know, at any depth, whatever the model says.
 
     Raises:
         ConfigurationError: It does not fit; names file, line, what was found and what is allowed.
@@ -117,7 +147,7 @@ def validate(model: type[_M], file: YamlFile, location: Location = ()) -> _M:
     for step in location:
         data = data[step]
     try:
-        return model.model_validate(data)
+        return model.model_validate(data, extra=extra)
     except pydantic.ValidationError as error:
         details = error.errors(include_url=False)
         # A misspelled key often makes another one missing: name the misspelling.
@@ -195,6 +225,16 @@ class _Loader(yaml.SafeLoader):
             event = self.peek_event()  # type: ignore[no-untyped-call]
             raise _RefusedError(event, f"aliases ('*name') are not allowed here; {_STAR}")
         return super().compose_node(parent, index)
+
+
+class _SpelledLoader(_Loader):
+    """Takes plain scalars for text, other than null."""
+
+
+_SpelledLoader.yaml_implicit_resolvers = {
+    first: [rule for rule in rules if rule[0] == _TAG + "null"]
+    for first, rules in _Loader.yaml_implicit_resolvers.items()
+}
 
 
 def _value(node: yaml.Node, location: Location, lines: dict[Location, int]) -> Any:
@@ -310,5 +350,7 @@ def _fields_at(model: Any, location: Location) -> list[str]:
             current = fields[step].annotation
         else:  # a dict's value or a list's item is the last type argument
             current = (typing.get_args(current) or (None,))[-1]
+        if type(None) in (args := typing.get_args(current)):  # `X | None`
+            current = args[0]
     fields = getattr(current, "model_fields", {})
     return [info.alias or name for name, info in fields.items()]

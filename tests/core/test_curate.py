@@ -98,7 +98,7 @@ def test_vector(vector, checkpoint):
 
 
 def test_manifest_says_the_terms_and_nothing_private(checkpoint):
-    policy = "include: [a.txt]\nexclude: ['private-study/**']\nlicense: MIT\nmax_file_mb: 3\nzenodo: {x: hidden}\n"
+    policy = "include: [a.txt]\nexclude: ['private-study/**']\nlicense: MIT\nmax_file_mb: 3\nzenodo: {title: QX}\n"
     result = curate(checkpoint({"a.txt": "a", "private-study/x": "x", ".env": "K=1"}, policy))
     raw = result.manifest_path.read_bytes()
     assert json.loads(raw) == {
@@ -115,7 +115,7 @@ def test_manifest_says_the_terms_and_nothing_private(checkpoint):
         "excluded_count": 1,
         "bundle_sha256": result.bundle_sha256,
     }
-    for private in (b"private-study", b"hidden", b".env"):
+    for private in (b"private-study", b"QX", b".env"):
         assert private not in raw
     assert parse_manifest(raw, Limits()).files == result.files
 

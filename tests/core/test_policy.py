@@ -210,7 +210,7 @@ def test_everything_said(policy_of):
         "auto_promote: yes\n"
         "license: (Apache-2.0 OR MIT) AND LicenseRef-x.1\n"
         "backend: my-lab.s3\n"
-        "zenodo: {community: [a, b], nested: {date: 2027-01-01, n: 3}}\n"
+        "zenodo: {communities: [a, {identifier: b}], publication_date: 2027-01-01}\n"
     )
     assert policy.publish_section() == {
         "visibility": "unlisted",
@@ -221,7 +221,7 @@ def test_everything_said(policy_of):
         "auto_promote": True,
     }
     assert policy.max_file_bytes == 512 * 1024
-    assert policy.zenodo == {"community": ["a", "b"], "nested": {"date": "2027-01-01", "n": 3}}
+    assert policy.zenodo.told() == {"communities": ["a", "b"], "date": "2027-01-01"}
 
 
 def test_whole_megabytes_stay_whole_numbers(policy_of):
@@ -285,6 +285,14 @@ VISIBILITIES = "allowed: staged, private-token, unlisted, public, embargoed-unti
         ("required: 'yes'\n", 1, ["'required' must be true or false, found 'yes'"]),
         ("auto_promote: 1\n", 1, ["'auto_promote' must be true or false, found 1"]),
         ("zenodo: x\n", 1, ["'zenodo' must be a mapping, found 'x'"]),
+        ("zenodo:\n  title: x\n  titel: x\n", 3, ["unknown key 'titel'; did you mean 'title'?"]),
+        ("zenodo:\n  version: 1.10\n", 2, ["'zenodo.version' must be text, found 1.1: put it in quotes"]),
+        (
+            "zenodo:\n  creators:\n  - name: x\n    orcdi: y\n",
+            4,
+            ["unknown key 'orcdi'; did you mean 'orcid'?"],
+        ),
+        ("zenodo:\n  creators:\n  - affiliation: x\n", 3, ["'zenodo.creators[0].name' is missing"]),
         ("license: MIT\nbackend: x\nlicense: GPL-3.0\n", 3, ["'license' is there twice"]),
         ("zenodo:\n  a: 1\n  a: 2\n", 3, ["'a' is there twice"]),
         ("- include\n", 1, ["must be a mapping", "found a list"]),
@@ -310,6 +318,12 @@ def test_what_is_wrong_is_one_line_with_place_finding_and_advice(policy_of, tmp_
         assert part in message
     assert message.isprintable()
     assert caught.value.exit_code == 2
+
+
+def test_a_mistake_inside_zenodo_is_not_explained_by_what_zenodo_is(policy_of):
+    with pytest.raises(ConfigurationError) as caught:
+        policy_of("zenodo:\n  creators:\n  - {name: x, orcid: '1'}\n")
+    assert caught.value.message.endswith("cannot be '1': an ORCID iD is written 0000-0002-1825-0097")
 
 
 @pytest.mark.parametrize("glob", ["..a/**", "a../b", ".hidden/**", "a/...", "[.].x", "*/", "code/"])

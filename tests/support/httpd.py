@@ -163,17 +163,20 @@ class Server:
 
 
 class Proxy(Server):
-    """A proxy that tunnels CONNECT to this machine, whatever host is asked for, and refuses all else."""
+    """A proxy that tunnels CONNECT to this machine, whatever host is asked for, and refuses all else.
 
-    def __init__(self):
+    `ports` are those of the servers that play other machines, by "HOST:PORT".
+    """
+
+    def __init__(self, ports=()):
         super().__init__(self._tunnel)
-        self.refuse = None
+        self.refuse, self._ports = None, dict(ports)
 
     def _tunnel(self, request, wire):
         if request.method != "CONNECT" or self.refuse:
             wire.answer(self.refuse or 405)
             return
-        port = int(request.target.rpartition(":")[2])
+        port = self._ports.get(request.target) or int(request.target.rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port), 10) as upstream:
             wire.send(b"HTTP/1.1 200 -\r\n\r\n")
             ends = {wire.socket: upstream, upstream: wire.socket}

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -22,7 +22,17 @@ from urllib.parse import quote
 import httpx2
 from pydantic import Field, field_validator
 
-from ari_backends._http import TOKEN, Answer, Credentials, HttpReader, HttpSettings, parse_url, refusal, shown
+from ari_backends._http import (
+    TOKEN,
+    Answer,
+    Credentials,
+    HttpReader,
+    HttpSettings,
+    parse_url,
+    pieces,
+    refusal,
+    shown,
+)
 from ari_backends.ari_registry import origins
 from ari_backends.ari_registry.places import URL_VARIABLE
 from ari_backends.ari_registry.registries import (
@@ -34,7 +44,6 @@ from ari_backends.ari_registry.registries import (
     is_below,
 )
 from ari_core.contract import (
-    CHUNK,
     Artifact,
     Capabilities,
     Locator,
@@ -514,7 +523,7 @@ class AriRegistry(HttpReader):
         self, base: str, headers: Mapping[str, str], source: Source, before: bytes, behind: bytes
     ) -> dict[str, Any]:
         length = {"Content-Length": str(len(before) + source.size + len(behind))}
-        with closing(_pieces(source, before, behind)) as content:
+        with closing(pieces(source, before, behind)) as content:
             url = parse_url(f"{base}/artifact")
             # Behind the last byte the server still forces all of it to its disk; to give up is to send it again.
             wait = source.size / _SLOW_DISK
@@ -651,7 +660,8 @@ class AriRegistry(HttpReader):
                     hint="give more digits of the id",
                 )
             case HTTPStatus.REQUEST_ENTITY_TOO_LARGE | HTTPStatus.INSUFFICIENT_STORAGE:
-                return QuotaExceeded(f"{where}: the registry has no room for this{answer.reason()}")
+                why = answer.reason() + answer.request_id
+                return QuotaExceeded(f"{where}: the registry has no room for this{why}")
             case HTTPStatus.UNPROCESSABLE_ENTITY:
                 return IntegrityError(
                     f"{where}: the registry refuses the archive{answer.reason()}",
@@ -682,23 +692,6 @@ class _Archive:
 
     def open(self) -> AbstractContextManager[ReadStream]:
         return self._backend.open(self._locator)
-
-
-def _pieces(source: Source, before: bytes, behind: bytes) -> Generator[bytes]:
-    """Yields a body; its end only when the source has ended well, since with that the server commits."""
-    if before:
-        yield before
-    left, held = source.size, b""
-    with source.open() as stream:
-        while data := stream.read(CHUNK):
-            left -= len(data)
-            if left >= 0:  # else the source is about to raise, and has to say why itself
-                if held:
-                    yield held
-                held = data
-    if left:
-        raise IntegrityError(f"the archive to store has not the {source.size} bytes it should have")
-    yield held + behind
 
 
 def _as_json(_place: str) -> Mapping[str, str]:

@@ -1,0 +1,1 @@
+"""Zenodo, and every other repository that runs InvenioRDM."""

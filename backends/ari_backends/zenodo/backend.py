@@ -1,0 +1,628 @@
+"""Zenodo, or any repository that runs InvenioRDM: a draft while staged, a version with its DOI when public.
+
+A locator is ``BASE/ID``: the repository's address and the id of one version, known as soon as its draft exists and
+never used again. What a draft holds is told by the note in its description; a put's last step is to write it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import re
+import threading
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from dataclasses import replace
+from datetime import UTC, date, datetime
+from http import HTTPStatus
+from typing import Any, ClassVar, Final
+from urllib.parse import quote, urlsplit
+
+import httpx2
+
+from ari_backends._claims import ZENODO_DOI, doi_of, zenodo_record
+from ari_backends._http import Answer, Credentials, HttpReader, Seen, parse_url, pieces, shown
+from ari_backends.zenodo.client import File, Repository, Version, refusal
+from ari_backends.zenodo.metadata import missing, record_metadata
+from ari_backends.zenodo.note import Note
+from ari_backends.zenodo.settings import SANDBOX, SLUG, ZENODO, ZenodoSettings
+from ari_core.citation import MAX_CITATION_BYTES, describe_file
+from ari_core.contract import (
+    Artifact,
+    Capabilities,
+    Locator,
+    NewArtifact,
+    OpenContext,
+    ReadStream,
+    Source,
+    Visibility,
+)
+from ari_core.errors import (
+    AccessDenied,
+    AlreadyExists,
+    BackendBug,
+    BackendError,
+    IntegrityError,
+    InvalidConfiguration,
+    NotFound,
+    QuotaExceeded,
+    Unavailable,
+    Unsupported,
+    escape,
+    from_os_error,
+)
+from ari_core.limits import Limits
+from ari_core.names import BUNDLE_NAME, MANIFEST_NAME, quoted
+
+DOI_ORG: Final = "https://doi.org"
+VERIFIER_NAME: Final = "verify_bundle.py"
+
+_OURS: Final = {BUNDLE_NAME, MANIFEST_NAME, VERIFIER_NAME}
+_BASES: Final = {"5281": ZENODO, "5072": SANDBOX}
+_PREFIXES: Final = {base: f"10.{prefix}" for prefix, base in _BASES.items()}
+_LOCATOR: Final = re.compile(r"(?P<base>https?://[^?#\s]+)/(?P<id>[0-9a-z-]{1,40})")
+_LANDING: Final = re.compile(r"(?P<base>https?://[^?#\s]+?)/records/(?P<id>[0-9a-z-]{1,40})/?")
+_LOOKS: Final = (2.0, 4.0, 8.0)
+"""Seconds between looks for a draft that may have been made: the index lags."""
+
+
+class Zenodo(HttpReader):
+    """A draft is its owner's alone, so levels are enforced. Writers who know nothing of each other make two."""
+
+    name = "zenodo"
+    capabilities = Capabilities(
+        put=True,
+        delete="unpublished",
+        ranges=True,
+        visibility="enforced",
+        levels=frozenset({Visibility.STAGED, Visibility.PUBLIC}),
+        atomic_updates=True,  # there is one change, publishing, and it goes one way
+        embargo=True,
+    )
+    Settings = ZenodoSettings
+    settings: ZenodoSettings
+    aliases: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "token": ("ZENODO_TOKEN",),
+        "sandbox": ("ZENODO_SANDBOX",),
+    }
+    trust_settings = ("base_url", "ca_file", "proxy")
+    describes = True
+
+    def __init__(self, settings: ZenodoSettings, context: OpenContext | None = None) -> None:
+        super().__init__(settings, context)
+        self._turns: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._made: dict[str, str] = {}  # drafts of this process, by archive digest: the index lags behind them
+        self._unclear: set[str] = set()  # archives whose draft was ordered, and no answer came
+
+    # -- where ---------------------------------------------------------------------------------------------------
+
+    def _credentials(self, url: httpx2.URL) -> Credentials:
+        base = self.settings.base
+        if not str(url).startswith(f"{base}/"):
+            return Credentials(
+                None, f"the token is for {shown(parse_url(base))}; elsewhere only what is public is read"
+            )
+        hint = f"set ZENODO_TOKEN; a token is made at {base}/account/settings/applications/tokens/new/"
+        return Credentials(self.settings.token, f"check the token, or {hint}" if self.settings.token else hint)
+
+    def _refusal(self, answer: Answer) -> BackendError:
+        return refusal(answer)
+
+    def _repository(self, base: str) -> Repository:
+        return Repository(self._fetcher, base)
+
+    def _look(self, locator: Locator) -> Version:
+        base, number = _parts(locator)
+        return self._repository(base).look(number)
+
+    def _require_token(self) -> None:
+        credentials = self._credentials(parse_url(f"{self.settings.base}/api"))
+        if credentials.token is None:
+            raise AccessDenied(f"{self.settings.base}: this needs a token", hint=credentials.hint)
+
+    def _probe(self) -> Capabilities:
+        self._require_token()
+        self._repository(self.settings.base).mine("", most=1)
+        return self.capabilities
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def _resolve(self, ref: str) -> Locator:
+        base, number = zenodo_record(ref) or self._place_of(ref)
+        repository = self._repository(str(parse_url(base)).rstrip("/"))
+        return _locator(repository.look(number))  # a concept's id is not the version's
+
+    def _place_of(self, ref: str) -> tuple[str, str]:
+        doi = doi_of(ref)
+        if doi is None:
+            raise Unsupported(
+                f"{quoted(ref[:100])} is no ref of Zenodo",
+                hint="it is doi:10.5281/zenodo.NUMBER, or a record's URL",
+            )
+        if known := ZENODO_DOI.fullmatch(doi):
+            return self.settings.base_url or _BASES[known["prefix"]], known["id"]
+        return self._follow(doi)
+
+    def _follow(self, doi: str) -> tuple[str, str]:
+        """Asks where a DOI of some other repository leads."""
+        resolver = f"{self.settings.base_url}/doi" if self.settings.base_url else DOI_ORG
+        url = parse_url(f"{resolver}/{quote(doi, safe='/')}")
+        with self._fetcher.answer("GET", url, credentials=Credentials(None, "check the DOI")) as answer:
+            if found := _LANDING.fullmatch(answer.place):
+                return found["base"], found["id"]
+            if answer.status == HTTPStatus.NOT_FOUND:
+                raise NotFound(
+                    f"{shown(url)}: no such DOI",
+                    hint="one that was just registered can take hours to lead somewhere",
+                )
+            if answer.status >= HTTPStatus.BAD_REQUEST:
+                raise refusal(answer)
+            raise Unsupported(
+                f"{quoted(doi[:100])} leads to {escape(answer.place[:200])}, where no InvenioRDM is",
+                hint="download the archive there, then `ari clone FILE`",
+            )
+
+    def _ref(self, locator: Locator) -> str:
+        base, number = _parts(locator)
+        if base in _PREFIXES:
+            return f"doi:{_PREFIXES[base]}/zenodo.{number}"
+        return f"zenodo+{base}/records/{number}"
+
+    def _stat(self, locator: Locator) -> Artifact:
+        return _artifact(self._look(locator))
+
+    def _open(self, locator: Locator, offset: int) -> AbstractContextManager[ReadStream]:
+        version = self._look(locator)
+        artifact = _artifact(version)
+        url = _content(version, str(version.bundle and version.bundle.name))
+        return self._download(url, offset, Seen(artifact, "", None, self._clock()))
+
+    def manifest(self, locator: Locator) -> bytes:
+        """Returns the copy of the manifest that lies beside the bundle, where we put one.
+
+        Raises:
+            NotFound: There is no such artifact.
+            Unsupported: There is none beside it.
+        """
+        version = self._look(locator)
+        _artifact(version)
+        if version.digests is None or MANIFEST_NAME not in version.files:
+            raise Unsupported(f"{version.url}: there is no {MANIFEST_NAME} beside the bundle")
+        with self._fetcher.answer("GET", _content(version, MANIFEST_NAME)) as answer:
+            answer.require({HTTPStatus.OK})
+            return answer.body(Limits.from_environment().manifest_bytes)
+
+    def provider_checksum(self, locator: Locator) -> tuple[str, str]:
+        """Returns the repository's MD5."""
+        version = self._look(locator)
+        _artifact(version)
+        if version.bundle is None or version.bundle.md5 is None:
+            raise Unsupported(f"{version.url}: the repository tells no checksum")
+        return "md5", version.bundle.md5
+
+    # -- storing -------------------------------------------------------------------------------------------------
+
+    def _put(
+        self, source: Source, new: NewArtifact, resume: Locator | None, on_reserved: Callable[[Locator], None]
+    ) -> tuple[Artifact, bool]:
+        self._require_token()
+        job = _Job(self._repository(self.settings.base), source, new, self.settings)
+        with self._lock:
+            turn = self._turns[source.archive_sha256]
+        with turn:
+            found = self._place(job, resume)
+            if found and job.is_in(found):
+                return _artifact(found), False
+            version = found or self._create(job)
+            on_reserved(_locator(version))
+            with _still_there(version):
+                return self._fill(job, version, fresh=found is None), True
+
+    def _place(self, job: _Job, resume: Locator | None) -> Version | None:
+        """Returns the version that has this very bundle, or else the draft to fill, if there is one."""
+        known = self._known(job, resume)
+        if known and job.is_in(known):
+            return known
+        whole, begun = self._search(job, patiently=known is None)
+        # A draft keeps its DOI, whatever lies elsewhere unpublished; but nothing is to be published twice.
+        chosen = next((version for version in whole if known is None or version.published), None)
+        chosen = chosen or known or (begun[0] if begun else None)
+        for other in (*whole, *begun):
+            if chosen and other.id != chosen.id and not other.published:
+                self.context.warn(f"another draft of this bundle can be deleted: {other.url}")
+        if chosen is not known or known is None or not known.published:
+            return chosen
+        draft = job.repository.new_version(known.id)
+        if not job.is_in(draft):
+            job.require_way(draft)
+        return draft
+
+    def _known(self, job: _Job, resume: Locator | None) -> Version | None:
+        """Returns the version that this checkpoint, or this process, led to before."""
+        previous = job.new.previous
+        for locator in (resume, previous.locator if previous else None):
+            base, number = _parts(locator) if locator else ("", "")
+            found = job.seek(number) if base == job.repository.base else None
+            if found:
+                if locator != resume and not job.is_in(found):
+                    job.require_way(found)
+                return found
+        number = self._made.get(job.source.archive_sha256, "")
+        return job.seek(number) if number else None
+
+    def _search(self, job: _Job, *, patiently: bool) -> tuple[list[Version], list[Version]]:
+        """Searches for this archive, whole or on its way: what an earlier run left and nobody noted."""
+        digest = job.source.archive_sha256
+        for pause in (*(_LOOKS if patiently and digest in self._unclear else ()), 0.0):
+            found = [version for number in job.repository.mine(digest) if (version := job.seek(number))]
+            whole = [version for version in found if job.is_in(version)]
+            begun = [v for v in found if not v.published and v.note and v.note.run and v not in whole]
+            if whole or begun:
+                return whole, begun
+            if pause:
+                self._sleep(pause)
+        return [], []
+
+    def _create(self, job: _Job) -> Version:
+        digest = job.source.archive_sha256
+        try:
+            version = job.repository.create(job.description(job.unfinished()))
+        except (httpx2.TransportError, Unavailable):
+            self._unclear.add(digest)
+            raise
+        self._unclear.discard(digest)
+        self._made[digest] = version.id
+        return version
+
+    def _fill(self, job: _Job, version: Version, *, fresh: bool) -> Artifact:
+        """Makes a draft hold the bundle; its note changes first, so that nothing half-done looks whole."""
+        repository, source = job.repository, job.source
+        begun = bool(version.note and version.note.archive_sha256 == source.archive_sha256)
+        if not fresh:
+            version = repository.describe(version, job.description(job.unfinished(), version))
+        job.require_valid(version)
+        version = self._reserved(repository, version)
+        there = repository.files(version.id)
+        for name in there.keys() - _OURS:
+            repository.drop(version.id, name)
+        bundle = _send_bundle(job, version, there.get(BUNDLE_NAME), begun=begun)
+        files = {BUNDLE_NAME: bundle}
+        for name, content in ((MANIFEST_NAME, source.manifest), (VERIFIER_NAME, _verifier())):
+            files[name] = _send_small(job, version, there.get(name), name, content)
+        version = repository.draft(version.id)
+        if version.note is None or version.note.run != job.run:
+            raise Unavailable(f"{version.url}: somebody else writes into this draft, too")
+        if repository.files(version.id) != files:
+            raise Unavailable(f"{version.url}: the files of the draft changed while they were sent")
+        note = replace(job.unfinished(), run=None, bundle_sha256=source.bundle_sha256, md5=bundle.md5)
+        version = repository.describe(version, job.description(note, version))
+        job.require_valid(version)
+        if version.doi and version.base not in _PREFIXES:
+            self.context.warn(f"the DOI reserved for it is {escape(version.doi)}")  # the ref does not tell
+        return _artifact(version)
+
+    def _reserved(self, repository: Repository, version: Version) -> Version:
+        """Returns a draft with the DOI that its ref promises, for the paper."""
+        if version.base not in _PREFIXES:
+            try:
+                return repository.reserve_doi(version)
+            except (InvalidConfiguration, NotFound, Unsupported) as error:
+                self.context.warn(f"this repository reserves no DOI: {error.message}")
+                return version
+        version = repository.reserve_doi(version)
+        expected = f"{_PREFIXES[version.base]}/zenodo.{version.id}"
+        if version.doi != expected:
+            raise IntegrityError(
+                f"{version.url}: the reserved DOI is {escape(str(version.doi))}, not {expected}",
+                hint="look at the draft: a DOI of your own does not go with this program's refs",
+            )
+        return version
+
+    # -- changing ------------------------------------------------------------------------------------------------
+
+    def _raise_visibility(self, locator: Locator, target: Visibility) -> Visibility:
+        repository, version = self._repository(_parts(locator)[0]), self._look(locator)
+        _artifact(version)
+        if not version.published:
+            if target is Visibility.STAGED:
+                return target
+            self._publish(repository, version)
+        slugs = [self.settings.community, *(version.note.communities if version.note else ())]
+        for slug in dict.fromkeys(slug for slug in slugs if slug):
+            self._submit(repository, version, slug)
+        return Visibility.PUBLIC
+
+    def _publish(self, repository: Repository, version: Version) -> None:
+        if version.digests is None:
+            raise IntegrityError(
+                f"{version.url}: {BUNDLE_NAME} in the draft is not the one that was stored; nothing was published",
+                hint="look at the draft; `ari ear publish --replace` stores it again",
+            )
+        if version.embargo and version.embargo <= _today():
+            version = repository.describe(version, _opened(version))  # the day came before the publication
+        if problems := version.problems:
+            raise _invalid(version, problems)
+        try:
+            repository.publish(version.id)
+        except (BackendError, httpx2.TransportError) as error:
+            now = repository.look(version.id)
+            if now.published:
+                return
+            if isinstance(error, NotFound):
+                raise Unavailable(f"{version.url}: it was not published: {error.message}") from error
+            raise
+
+    def _submit(self, repository: Repository, version: Version, slug: str) -> None:
+        """Submits a record to a community; that it did not work changes nothing about the record."""
+        try:
+            included, what = repository.submit(version.id, slug)
+        except (BackendError, httpx2.TransportError) as error:
+            ours = error if isinstance(error, BackendError) else self._translate(error)
+            included, what = False, ours.message if ours else ""
+        if not included and "already" not in what:
+            self.context.warn(f"community '{slug}': {what}; the record is at {version.base}/records/{version.id}")
+
+    def _delete(self, locator: Locator) -> None:
+        base, number = _parts(locator)
+        with suppress(NotFound):
+            version = self._look(locator)
+            if version.published:
+                raise Unsupported(
+                    f"{version.url} is published, and stays",
+                    hint="its owner can ask the repository to withdraw it, for some days on the record's own page",
+                )
+            self._repository(base).discard(number)
+
+
+class _Job:
+    """What one put is about.
+
+    Attributes:
+        run: Names this put in the draft, so that two that fill the same draft notice each other.
+    """
+
+    def __init__(self, repository: Repository, source: Source, new: NewArtifact, settings: ZenodoSettings) -> None:
+        """Checks all that can be checked before anything is sent.
+
+        Raises:
+            Unsupported: The wish is no level of Zenodo's.
+            QuotaExceeded: The bundle is too large.
+            InvalidConfiguration: The description is not one that could be published.
+            ConfigurationError: It is not one at all.
+        """
+        self.repository, self.source, self.new = repository, source, new
+        self.run = uuid.uuid4().hex
+        if new.wish in {Visibility.UNLISTED, Visibility.PRIVATE_TOKEN}:
+            raise Unsupported(
+                f"Zenodo has no level '{new.wish}': a published record is in its catalogue for ever",
+                hint="wish for staged, public or embargoed-until:YYYY-MM-DD (docs/zenodo.md)",
+            )
+        if source.size > settings.max_size:
+            raise QuotaExceeded(
+                f"the bundle has {source.size} bytes; a record holds {int(settings.max_size)}",
+                hint="ask the repository for more, then raise max_size; or publish elsewhere",
+            )
+        self._facts = {**new.description, **_from_file(settings)}
+        if lacking := missing(self._facts):
+            raise InvalidConfiguration(
+                f"{urlsplit(repository.base).hostname} would not publish this: {'; '.join(lacking)}",
+                hint="write it into `zenodo:` of publish.yaml, or into CITATION.cff (docs/zenodo.md)",
+            )
+        slugs = [settings.community, *self._facts.get("communities", ())]
+        self._communities = tuple(dict.fromkeys(slug for slug in slugs if slug))
+        if wrong := next((slug for slug in self._communities if not SLUG.fullmatch(slug)), None):
+            raise InvalidConfiguration(
+                f"{quoted(wrong[:100])} is no community", hint="it is named as in its address, …/communities/NAME"
+            )
+        self.description(self.unfinished())
+
+    def seek(self, number: str) -> Version | None:
+        """Returns a version if it is there.
+
+        Raises:
+            AccessDenied: It is not ours, or the repository blocks us: to start afresh could publish it twice.
+        """
+        with suppress(NotFound):
+            return self.repository.look(number)
+        return None
+
+    def is_in(self, version: Version) -> bool:
+        """Says whether a version holds this very bundle, perhaps in another packing."""
+        there = version.digests
+        if there is None:
+            return False
+        with suppress(BackendBug):  # a source that learns it at its end
+            if there.bundle_sha256 == self.source.bundle_sha256:
+                return True
+        return there.archive_sha256 == self.source.archive_sha256
+
+    def require_way(self, version: Version) -> None:
+        """Sees to it that only what this checkpoint stored itself gives way, or has a successor.
+
+        Raises:
+            AlreadyExists: Something else is there.
+        """
+        previous, there = self.new.previous, version.digests
+        holds = version.published or version.bundle or version.files.keys() - _OURS
+        if self.new.replace or not holds or (version.note and version.note.run):
+            return
+        if there and previous:
+            known = [
+                (there.archive_sha256, previous.archive_sha256),
+                (there.bundle_sha256, previous.bundle_sha256),
+            ]
+            if any(here == before for here, before in known) or not any(before for _, before in known):
+                return
+        if version.published and there is None:
+            return  # its description was edited; a new version takes nothing away
+        raise AlreadyExists(
+            f"{version.url} holds something else than what was published from here; it was not touched",
+            hint="look at it; --replace lets this take its place",
+        )
+
+    def unfinished(self) -> Note:
+        """What the draft says while its files are being sent."""
+        return Note(self.source.archive_sha256, run=self.run, communities=self._communities)
+
+    def description(self, note: Note, version: Version | None = None) -> dict[str, Any]:
+        """Returns what the repository is told of the record; `version` has DOIs of its own.
+
+        Raises:
+            ConfigurationError: Something cannot be told.
+        """
+        today, until = _today(), self.new.embargo
+        access: dict[str, Any] = {"record": "public", "files": "public"}
+        if until and until > today:
+            access |= {"files": "restricted", "embargo": {"active": True, "until": until.isoformat()}}
+        own = version.dois if version else ()
+        metadata = record_metadata(self._facts, notes=str(note), today=today, own=own)
+        return {"access": access, "files": {"enabled": True}, "metadata": metadata}
+
+    def require_valid(self, version: Version) -> None:
+        """Raises what the repository says of the description, before anything large is sent."""
+        if problems := version.problems:
+            raise _invalid(version, problems)
+
+
+# -- sending -----------------------------------------------------------------------------------------------------
+
+
+def _send_bundle(job: _Job, version: Version, there: File | None, *, begun: bool) -> File:
+    """Sends the archive, unless it is there already."""
+    md5 = hashlib.md5(usedforsecurity=False)
+    repository, size = job.repository, job.source.size
+    with closing(pieces(job.source)) as parts:
+        if there and begun and there.md5 and there.size == size:
+            for part in parts:
+                md5.update(part)
+            arrived = there
+        else:
+            if there:
+                repository.drop(version.id, BUNDLE_NAME)
+            arrived = repository.send(version.id, BUNDLE_NAME, _hashing(parts, md5), size)
+    if (arrived.size, arrived.md5) != (size, md5.hexdigest()):
+        repository.drop(version.id, BUNDLE_NAME)
+        raise Unavailable(f"{version.url}: other bytes arrived than were sent; they were removed")
+    return arrived
+
+
+def _hashing(parts: Iterable[bytes], md5: hashlib._Hash) -> Generator[bytes]:
+    for part in parts:
+        md5.update(part)
+        yield part
+
+
+def _send_small(job: _Job, version: Version, there: File | None, name: str, content: bytes) -> File:
+    """Sends a small file, unless it is there already."""
+    expected = File(name, len(content), hashlib.md5(content, usedforsecurity=False).hexdigest())
+    if there == expected:
+        return there
+    if there:
+        job.repository.drop(version.id, name)
+    if job.repository.send(version.id, name, [content], len(content)) != expected:
+        raise Unavailable(f"{version.url}: of '{name}' other bytes arrived than were sent")
+    return expected
+
+
+def _verifier() -> bytes:
+    """The program that verifies the bundle without us."""
+    return importlib.resources.files("ari_core").joinpath("standalone", VERIFIER_NAME).read_bytes()
+
+
+@contextmanager
+def _still_there(version: Version) -> Iterator[None]:
+    """Tells a draft that vanished under a put from one that never was."""
+    try:
+        yield
+    except NotFound as error:
+        raise Unavailable(f"{version.url}: somebody else changed this draft meanwhile: {error.message}") from error
+
+
+# -- spelling ----------------------------------------------------------------------------------------------------
+
+
+def _parts(locator: Locator) -> tuple[str, str]:
+    found = _LOCATOR.fullmatch(locator)
+    if found is None:
+        raise Unsupported(f"{quoted(locator[:100])} is no record of Zenodo")
+    return found["base"], found["id"]
+
+
+def _locator(version: Version) -> Locator:
+    return Locator(f"{version.base}/{version.id}")
+
+
+def _content(version: Version, name: str) -> httpx2.URL:
+    return parse_url(f"{version.api}/files/{quote(name, safe='')}/content")
+
+
+def _artifact(version: Version) -> Artifact:
+    """Returns what a version holds.
+
+    Raises:
+        NotFound: It is a draft that holds nothing yet.
+        AccessDenied: The files are not for us.
+        Unsupported: It holds no bundle.
+    """
+    bundle, note = version.bundle, version.note
+    if not version.published and not (bundle and note and note.bundle_sha256):
+        raise NotFound(f"{version.url}: this draft holds no bundle yet", hint="publish again to go on with it")
+    if bundle is None and version.is_restricted:
+        until = f" until {version.embargo}" if version.embargo else ""
+        raise AccessDenied(
+            f"{version.url}: its files are restricted{until}", hint="its owner can read it with a token"
+        )
+    if bundle is None:
+        raise Unsupported(f"{version.url}: there is no archive in this record")
+    digests = version.digests
+    level = Visibility.PUBLIC if version.published else Visibility.STAGED
+    closed = version.published and version.is_restricted and not version.embargo  # by other hands, for good
+    return Artifact(
+        _locator(version),
+        bundle.size,
+        digests.archive_sha256 if digests else None,
+        digests.bundle_sha256 if digests else None,
+        None if closed else level,
+    )
+
+
+def _invalid(version: Version, problems: Iterable[str]) -> InvalidConfiguration:
+    return InvalidConfiguration(
+        f"{version.url}: the repository would not publish this: {escape('; '.join(problems))}",
+        hint="correct the description (docs/zenodo.md), then publish again: the draft is kept",
+    )
+
+
+def _opened(version: Version) -> dict[str, Any]:
+    """Returns a draft's description as it is, without the embargo."""
+
+    def as_input(value: Any) -> Any:
+        # An entry of a vocabulary comes with its titles, and goes without.
+        if isinstance(value, dict):
+            return {"id": value["id"]} if "id" in value else {key: as_input(item) for key, item in value.items()}
+        return [as_input(item) for item in value] if isinstance(value, list) else value
+
+    return {
+        "access": {"record": "public", "files": "public"},
+        "files": {"enabled": True},
+        "custom_fields": version.says.get("custom_fields") or {},
+        "metadata": as_input(version.says["metadata"]),
+    }
+
+
+def _from_file(settings: ZenodoSettings) -> dict[str, Any]:
+    """Returns what the setting `metadata` describes."""
+    if settings.metadata is None:
+        return {}
+    try:
+        with settings.metadata.open("rb") as file:
+            raw = file.read(MAX_CITATION_BYTES + 1)
+    except OSError as error:
+        raise from_os_error(error, f"reading {quoted(str(settings.metadata))}") from error
+    return describe_file(str(settings.metadata), raw)
+
+
+def _today() -> date:
+    return datetime.now(UTC).date()
