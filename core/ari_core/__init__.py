@@ -16,9 +16,13 @@ if TYPE_CHECKING:
     from ari_core.streams import Progress as Progress
     from ari_core.workflows.clone import CloneResult as CloneResult
     from ari_core.workflows.clone import clone as clone
+    from ari_core.workflows.copies import Copy as Copy
     from ari_core.workflows.curate import CurateResult as CurateResult
     from ari_core.workflows.curate import curate as curate
     from ari_core.workflows.delete import delete as delete
+    from ari_core.workflows.mirror import MirrorResult as MirrorResult
+    from ari_core.workflows.mirror import mirror as mirror
+    from ari_core.workflows.promote import Promoted as Promoted
     from ari_core.workflows.promote import PromoteResult as PromoteResult
     from ari_core.workflows.promote import promote as promote
     from ari_core.workflows.publish import PublishResult as PublishResult
@@ -43,6 +47,10 @@ _HOMES = {
     "CurateResult": "workflows.curate",
     "curate": "workflows.curate",
     "delete": "workflows.delete",
+    "Copy": "workflows.copies",
+    "MirrorResult": "workflows.mirror",
+    "mirror": "workflows.mirror",
+    "Promoted": "workflows.promote",
     "PromoteResult": "workflows.promote",
     "promote": "workflows.promote",
     "PublishResult": "workflows.publish",

@@ -511,7 +511,8 @@ class StoredLayout(Backend):
         if len(found) > 1:
             raise AlreadyExists(f"{digits} are the first digits of several artifacts", hint="give more of them")
         if not found:
-            raise NotFound(f"there is no artifact {digits}")
+            short = f"an id has {ID_DIGITS} to {MOST_DIGITS} digits" if len(digits) < ID_DIGITS else None
+            raise NotFound(f"there is no artifact {digits}", hint=short)
         return found.popitem()[1]
 
     def _raise_visibility(self, locator: Locator, target: Visibility) -> Visibility:

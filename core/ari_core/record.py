@@ -5,7 +5,10 @@ The fields of the existing tool stay as they are; ours are added, and fields we 
 
 from __future__ import annotations
 
+import fcntl
 import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -38,8 +41,9 @@ class Record(BaseModel):
         options: Settings without secrets that a reader of `ref` needs.
         settings: Settings without secrets that were given when publishing; promoting and deleting use them again.
         profile: Profile of the configuration file that was used, if one was.
-        pending: What was begun and not finished: ``{backend, locator, bundle_sha256, since}``.
-        copies: Further places, each ``{backend, ref, archive_sha256, timestamp, options}``.
+        pending: What was begun and not finished: ``{backend, profile, locator, bundle_sha256, since}``.
+        pending_copies: The same of copies.
+        copies: Further places, each with those of the fields above that are about one place; see `places`.
         history: What happened, oldest first, each ``{event, at, …}``.
     """
 
@@ -61,16 +65,85 @@ class Record(BaseModel):
     settings: dict[str, str] = {}
     profile: str | None = None
     pending: dict[str, Any] | None = None
+    pending_copies: list[dict[str, Any]] = []
     copies: list[dict[str, Any]] = []
     history: list[dict[str, Any]] = []
 
     def with_event(self, event: str, **changes: Any) -> Record:
         """Returns a record with `changes` made and one more line of history that names them."""
-        line = {"event": event, "at": now(), **{key: changes[key] for key in changes if key in _TOLD}}
-        return self.model_copy(update={**changes, "history": [*self.history, line]})
+        return self.model_copy(update={**changes, "history": [*self.history, _line(event, changes)]})
+
+    def places(self) -> list[Record]:
+        """Returns the record as it is seen from each place that holds the bundle: from `ref`, then from each copy.
+
+        Raises:
+            ConfigurationError: A copy is not one.
+        """
+        return [*([self] if self.ref else []), *map(self._seen_from, self.copies)]
+
+    def _seen_from(self, copy: Mapping[str, Any]) -> Record:
+        unknown = {key: Record.model_fields[key].get_default() for key in _OF_A_PLACE}
+        rest = self.model_dump(exclude={"copies", "history", "pending", "pending_copies", *_OF_A_PLACE})
+        try:
+            return Record.model_validate({**rest, **unknown, **_of_a_place(copy)})
+        except ValidationError as error:
+            raise ConfigurationError(
+                f"{RECORD_NAME}: the copy {quoted(str(copy.get('ref')))} has no proper "
+                f"'{error.errors()[0]['loc'][0]}'"
+            ) from None
+
+    def with_level(self, ref: str, level: str) -> Record:
+        """Returns a record in which the place `ref` has been raised to a level."""
+        if ref == self.ref:
+            return self.with_event("promoted", visibility=level, promoted_at=now(), promote_failed_at=None)
+        return self.with_copy({"ref": ref, "visibility": level}, "promoted")
+
+    def with_failure(self, ref: str) -> Record:
+        """Returns a record that tells of a place which could not be raised."""
+        if ref == self.ref:
+            return self.with_event("promotion failed", promote_failed_at=now())
+        return self.model_copy(update={"history": [*self.history, _line("promotion failed", {"ref": ref})]})
+
+    def as_copy(self) -> dict[str, Any]:
+        """Returns what `copies` holds of the place in `ref`."""
+        return _of_a_place(self.model_dump())
+
+    def with_copy(self, copy: Mapping[str, Any], event: str | None) -> Record:
+        """Returns a record with `copy` added, or in the place of what was there about the same ref.
+
+        Args:
+            copy: As of `as_copy`, with ``ref``.
+            event: For the history; None if there is nothing to tell.
+        """
+        copies = list(self.copies)
+        at = next((i for i, known in enumerate(copies) if known.get("ref") == copy["ref"]), None)
+        if at is None:
+            copies.append(_of_a_place(copy))
+        else:
+            copies[at] = {**copies[at], **_of_a_place(copy)}
+        line = [_line(event, {"bundle_sha256": self.bundle_sha256, **copy})] if event else []
+        return self.model_copy(update={"copies": copies, "history": [*self.history, *line]})
 
 
 _TOLD: Final = ("backend", "ref", "bundle_sha256", "archive_sha256", "visibility")
+_OF_A_PLACE: Final = (
+    "backend",
+    "ref",
+    "archive_sha256",
+    "visibility",
+    "timestamp",
+    "options",
+    "settings",
+    "profile",
+)
+
+
+def _line(event: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {"event": event, "at": now(), **{key: facts[key] for key in _TOLD if key in facts}}
+
+
+def _of_a_place(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: fields[key] for key in _OF_A_PLACE if key in fields}
 
 
 def read_record(checkpoint: Path) -> Record | None:
@@ -108,6 +181,26 @@ def write_record(checkpoint: Path, record: Record) -> None:
         AriError: The disk is full or refuses.
     """
     write_durably(checkpoint / RECORD_NAME, (record.model_dump_json(indent=2) + "\n").encode())
+
+
+def change_record(checkpoint: Path, change: Callable[[Record], Record]) -> Record:
+    """Reads the record, changes it and writes it, without another `ari` doing so in between; returns it.
+
+    Raises:
+        AriError: As `read_record` and `write_record` say.
+    """
+    try:
+        fd = os.open(checkpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise from_os_error(error, f"opening the folder {quoted(str(checkpoint))}") from error
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        record = change(read_record(checkpoint) or Record())
+        write_record(checkpoint, record)
+    finally:
+        os.close(fd)
+    return record
 
 
 def check_record_writable(checkpoint: Path) -> None:

@@ -13,6 +13,7 @@ Values never appear in messages when they are, or may hold, a secret.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import typing
 from collections.abc import Iterable, Mapping
@@ -37,6 +38,8 @@ from ari_core.yamlfile import YamlFile, explain, read_yaml, unknown_key, validat
 CONFIG_VARIABLE: Final = "ARI_CONFIG"
 CONFIG_MAX_BYTES: Final = 256 * 1024
 MASK: Final = "***"
+MIRROR_FIELDS: Final = ("id", "bundle_sha256")
+_FIELD: Final = re.compile(r"\{([^{}]*)\}")
 
 
 class _ProfileModel(pydantic.BaseModel):
@@ -78,13 +81,25 @@ class Config:
 
     Attributes:
         profiles: By name.
-        mirrors: Where else to look for bundles.
+        mirrors: Where else to look for bundles: refs, with `MIRROR_FIELDS` in braces.
         file: The file, or None.
     """
 
     profiles: Mapping[str, Profile] = field(default_factory=dict)
     mirrors: tuple[str, ...] = ()
     file: YamlFile | None = None
+
+    def mirrors_of(self, known: Mapping[str, str]) -> list[str]:
+        """Returns where else one bundle may be.
+
+        Args:
+            known: What is known of it, of `MIRROR_FIELDS`; mirrors that need more are left out.
+        """
+        return [
+            _FIELD.sub(lambda found: known[found[1]], mirror)
+            for mirror in self.mirrors
+            if all(known.get(name) for name in _FIELD.findall(mirror))
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +133,10 @@ def load_config(environment: Mapping[str, str] | None = None) -> Config:
             raise ConfigurationError(f"{CONFIG_VARIABLE} names '{escape(named)}', which does not exist") from None
         return Config()
     model = validate(_ConfigModel, file)
+    for number, mirror in enumerate(model.mirrors):
+        for name in _FIELD.findall(mirror):
+            if name not in MIRROR_FIELDS:
+                raise file.error(("mirrors", number), unknown_key(name, MIRROR_FIELDS))
     profiles = {
         name: Profile(name, profile.type, dict(profile.model_extra or {}), file)
         for name, profile in model.backends.items()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, Self
 
@@ -34,6 +34,8 @@ class VerifyingSource(Source):
         archive_sha256: str,
         limits: Limits,
         progress: Progress | None = None,
+        bundle_sha256: str | None = None,
+        accept: Callable[[Report], None] = lambda _report: None,
     ) -> None:
         """Keeps what is claimed.
 
@@ -43,9 +45,12 @@ class VerifyingSource(Source):
             archive_sha256: Digest it should have.
             limits: Upper bounds for what is in it.
             progress: Told how many bytes were passed on.
+            bundle_sha256: Digest that the bundle should have, if one is claimed: then it is known from the start.
+            accept: Raises before the end of the stream what else is wrong with the archive.
         """
         self._source, self._limits, self._progress = source, limits, progress
         self.size, self.archive_sha256 = size, archive_sha256
+        self._claimed, self._also = bundle_sha256, accept
         self._report: Report | None = None
 
     @property
@@ -61,8 +66,8 @@ class VerifyingSource(Source):
 
     @property
     def bundle_sha256(self) -> str:  # type: ignore[override]
-        """Known after a clean end only."""
-        return self.report.bundle_sha256
+        """Known after a clean end only, unless it is claimed."""
+        return self._claimed or self.report.bundle_sha256
 
     @property
     def manifest(self) -> bytes:
@@ -94,6 +99,9 @@ class VerifyingSource(Source):
 
     def _accept(self, report: Report, count: int) -> None:
         require_storable(report, self.archive_sha256)
+        self._also(report)
+        if self._claimed:
+            report.require_digest(self._claimed)
         if count != self.size:
             raise ArchiveRefusedError(f"the archive has {count} bytes instead of {self.size}")
         self._report = report

@@ -20,6 +20,7 @@ from typing import Any
 import httpx2
 import sets
 from measure import CommandFailedError, Comparison, Run, compare, run_once
+from mirror import MirrorBench
 from registry import RegistryBench
 from report import as_markdown, describe_machine, describe_versions
 from s3 import S3Bench
@@ -118,6 +119,13 @@ class Bench:
             checkpoint=lambda: self.large.checkpoint,
             sized=lambda size: self.prepare_large(size).bundle,
             registry=self.registry,
+        )
+        self.mirror = MirrorBench(
+            scratch / "mirror",
+            self.environment,
+            large=lambda: self.large.bundle,
+            sized=lambda size: self.prepare_large(size).bundle,
+            s3=self.s3,
         )
 
     @cached_property
@@ -244,6 +252,7 @@ class Bench:
             ),
             *self.registry.comparisons(),
             *self.s3.comparisons(),
+            *self.mirror.comparisons(),
         ]
 
     def peaks(self, prepared: Prepared) -> dict[str, int]:
@@ -321,6 +330,7 @@ def measure(bench: Bench, names: Sequence[str], runs: int) -> dict[str, Any]:
         ("registry-start", "start", bench.registry.start_up(runs)),
         ("registry-memory", "memory", bench.registry.memory()),
         ("s3-memory", "memory", bench.s3.memory(bench.size.memory)),
+        ("mirror-memory", "memory", bench.mirror.memory(bench.size.memory)),
         ("memory", "memory", bench.memory()),
     ):
         if name in names:
@@ -358,7 +368,7 @@ def parse_arguments(names: Sequence[str]) -> argparse.Namespace:
 def main() -> int:
     """Runs the benchmark. A missed target is a result, not an error."""
     names = [comparison.name for comparison in Bench(ROOT, QUICK).comparisons()]
-    names += ["registry-start", "registry-memory", "s3-memory", "memory"]
+    names += ["registry-start", "registry-memory", "s3-memory", "mirror-memory", "memory"]
     arguments = parse_arguments(names)
     size = QUICK if arguments.quick else FULL
     arguments.scratch.mkdir(parents=True, exist_ok=True)

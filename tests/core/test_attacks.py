@@ -200,7 +200,11 @@ def assert_one_error(done, code):
     return lines[0]
 
 
-@pytest.mark.parametrize("case", SAMPLE, ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[pytest.mark.in_ci] if n % 9 else []) for n, case in enumerate(SAMPLE)],
+    ids=str,
+)
 def test_the_command_refuses_in_one_line(place, case):
     path = place.put(case.archive())
     before = place.photograph()
@@ -784,6 +788,7 @@ def test_the_number_of_members_is_limited_before_a_manifest_is_found(place, what
     assert ("not in the manifest" if what == "files" else "ARI_LIMIT_FILES") in error.message
 
 
+@pytest.mark.in_ci
 def test_the_default_limit_is_100000_files():
     def listing(count):
         return [{"path": f"{n:06}", "size": 0, "sha256": hashlib.sha256().hexdigest()} for n in range(count)]

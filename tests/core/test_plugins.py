@@ -320,7 +320,7 @@ def test_a_tie_names_both_and_shows_no_password(packages):
     ("ref", "says"),
     [
         ("htps://x/y", "'htps:'; did you mean 'https'?"),
-        ("gopher://x/y", "'gopher:'; known: ari, file, https"),
+        ("gopher://x/y", "'gopher:'; known: ari, doi, file, https, s3"),
         ("just-a-name", "no scheme"),
         (":", "no scheme"),
         ("", "no scheme"),

@@ -30,6 +30,7 @@ from ari_core.errors import (
 from ari_core.record import read_record, write_record
 from ari_core.wrappers import RetryBackend, RetryPolicy
 
+copies_module = importlib.import_module("ari_core.workflows.copies")
 publish_module = importlib.import_module("ari_core.workflows.publish")
 promote_module = importlib.import_module("ari_core.workflows.promote")
 
@@ -276,7 +277,7 @@ def test_where_the_record_cannot_be_written_nothing_is_stored(checkpoint, tmp_pa
             publish(checkpoint, options={"out": str(tmp_path / "out")})
         assert not (tmp_path / "out").exists()
     with monkeypatch.context() as patch:
-        patch.setattr(publish_module, "write_record", refuse)
+        patch.setattr(publish_module, "change_record", refuse)
         with pytest.raises(LocalPermissionError):
             publish(checkpoint)
     again = publish(checkpoint)
@@ -434,7 +435,7 @@ def store(monkeypatch):
     def impatient(inner):
         return RetryBackend(inner, RetryPolicy(tries=2, sleep=lambda _seconds: None))
 
-    for module in (publish_module, promote_module):
+    for module in (copies_module, promote_module):
         monkeypatch.setattr(module, "open_backend", lambda *_, **__: one)
         monkeypatch.setattr(module, "patient", impatient)
     return one

@@ -16,6 +16,7 @@ from ari_core.plugins import load_plugins
 from ari_core.record import read_record, write_record
 from ari_core.settings import open_backend
 
+copies_module = importlib.import_module("ari_core.workflows.copies")
 publish_module = importlib.import_module("ari_core.workflows.publish")
 promote_module = importlib.import_module("ari_core.workflows.promote")
 
@@ -52,7 +53,7 @@ def store(monkeypatch):
         one.context = context or OpenContext()
         return one
 
-    for module in (publish_module, promote_module):
+    for module in (copies_module, promote_module):
         monkeypatch.setattr(module, "open_backend", open_it)
     return one
 

@@ -15,7 +15,7 @@ import ari_core
 from ari_backends.ari_registry import cli
 from ari_core import names, secrets_scan, verification
 from ari_core.bundle import gunzip, untar, writer
-from ari_core.cli import _BUG, main, reading
+from ari_core.cli import _BUG, main, output, reading
 from ari_core.contract import Visibility
 from ari_core.errors import TABLE
 from ari_core.limits import ENVIRONMENT_PREFIX, Limits
@@ -23,7 +23,7 @@ from ari_core.plugins import BUILT_IN, load_plugins
 from ari_core.policy import DENY, Policy
 from ari_core.record import Record
 from ari_core.settings import CONFIG_MAX_BYTES, fields_of, variables_of
-from ari_core.workflows import backends
+from ari_core.workflows import backends, copies
 from ari_server import cli as server
 from ari_server.config import ServerConfig, variable_of
 
@@ -226,9 +226,14 @@ def test_states_of_a_token():
     assert {code(state)[0] for state, _ in rows} == set(cli._TOKENS)
 
 
+def test_evidence():
+    rows = table(CONFIGURATION, "`evidence`", "what is known of the copy")
+    assert [code(grade)[0] for grade, _ in rows] == list(output._EVIDENCE)
+
+
 def test_anchors():
     rows = table(CONFIGURATION, "`anchored_by`", "meaning")
-    assert {code(anchor)[0] for anchor, _ in rows} == set(reading._ANCHORS)
+    assert {code(anchor)[0] for anchor, _ in rows} == set(reading.ANCHORS)
 
 
 @pytest.fixture
@@ -260,10 +265,11 @@ def test_keys_of_json(as_json, tmp_path, registry, moto, monkeypatch):
     issued = registry.token("bob")
     runs = {
         "ari ear curate": ["run"],
-        "ari ear publish": ["run"],
+        "ari ear publish": ["run", "--also", "local-tarball", "-o", "local-tarball.out=also"],
         "ari ear promote": ["run", "--target", "public"],
         "ari ear share": ["run"],
         "ari ear status": ["run"],
+        "ari mirror": ["run", "--to", "local-tarball", "-o", "out=usb"],
         "ari clone": ["run", "copy"],
         "ari verify": ["copy"],
         "ari show": ["copy"],
@@ -290,7 +296,8 @@ def test_keys_of_json(as_json, tmp_path, registry, moto, monkeypatch):
         found[command] = as_json(*command.split()[1:], *words)
         assert set(found[command]) == expected, command
     lists = {code(name)[0]: set(code(keys)) for name, keys in table(CONFIGURATION, "list", "keys of each")}
-    one = {**found["ari config check"], **found["ari registry token list"]}
+    one = {**found["ari config check"], **found["ari registry token list"], **found["ari mirror"]}
+    one.update(also=found["ari ear publish"]["also"], places=found["ari ear promote"]["places"])
     assert {name: set(one[name][0]) for name in lists} == lists
 
 
@@ -305,7 +312,8 @@ def test_levels():
 def test_events():
     used = set()
     for file in ROOT.glob("core/**/*.py"):
-        used |= set(re.findall(r'\.with_event\(\s*"([^"]+)"', file.read_text(encoding="utf-8")))
+        used |= set(re.findall(r'(?:\.with_event|\b_line)\(\s*"([^"]+)"', file.read_text(encoding="utf-8")))
+    used.add(copies.COPIED)
     assert {code(event)[0] for event, _ in table(PUBLICATION, "event", "when")} == used
 
 

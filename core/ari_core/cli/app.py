@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ari_core.cli import authoring, backends, reading
+from ari_core.cli import authoring, backends, mirror, reading
 from ari_core.errors import PluginLoadError
 
 if TYPE_CHECKING:
@@ -86,20 +86,40 @@ def app() -> None:
     \b
     Exit status: 0 done, 1 does not verify, 2 wrong call or settings, 3 not there, 4 not allowed,
     5 not now, 6 partly done, 70 a bug, 130 interrupted (docs/configuration.md).
+
+    \b
+    Examples:
+      ari ear curate
+      ari ear publish
+      ari clone https://example.org/bundle.tar.gz study --expect-sha256 3672addf…6448
     """
 
 
 @click.group(cls=_InOrder)
 def ear() -> None:
-    """Curate, publish and look after a checkpoint."""
+    """Curate, publish and look after a checkpoint.
+
+    \b
+    Examples:
+      ari ear curate
+      ari ear publish
+      ari ear promote run_42 --target public
+    """
 
 
 @click.group("backends", cls=_InOrder)
 def stores() -> None:
-    """See and try places to store bundles."""
+    """See and try places to store bundles.
+
+    \b
+    Examples:
+      ari backends list
+      ari backends show local-tarball
+      ari backends check s3 -o bucket=lab --trial
+    """
 
 
-for _command in (reading.clone, reading.verify, reading.show, authoring.publish, ear, stores):
+for _command in (reading.clone, reading.verify, reading.show, mirror.mirror, authoring.publish, ear, stores):
     app.add_command(_command)
 for _command in (
     authoring.curate,

@@ -16,6 +16,7 @@ _REGISTRY: Final = "ari-registry"  # what --registry is about
 
 if TYPE_CHECKING:
     from ari_core.record import Record
+    from ari_core.workflows.promote import Promoted
     from ari_core.workflows.publish import PublishResult
 
 
@@ -67,6 +68,12 @@ def curate(checkpoint: Path | None, *, show_files: bool, no_scan_secrets: bool) 
 @click.option(
     "--backend", metavar="NAME", help="A backend (see `ari backends list`) or a profile of the configuration file."
 )
+@click.option(
+    "--also",
+    metavar="NAME",
+    multiple=True,
+    help="Copy it to this backend or profile, too; repeatable. Its settings: -o NAME.KEY=VALUE.",
+)
 @options.storing
 @click.option(
     "--visibility",
@@ -82,6 +89,7 @@ def publish(
     pairs: tuple[str, ...],
     *,
     backend: str | None,
+    also: tuple[str, ...],
     visibility: str | None,
     dry_run: bool,
     replace: bool,
@@ -89,7 +97,7 @@ def publish(
     registry: str | None,
     token: str | None,
     token_file: str | None,
-) -> None:
+) -> int:
     """Pack what was curated and store it, staged.
 
     CHECKPOINT is a directory with ear/ in it; default: $ARI_CHECKPOINT_DIR, else the current directory.
@@ -99,7 +107,7 @@ def publish(
       ari ear publish
       ari ear publish run_42 -o out=/media/usb
       ari ear publish --backend local-tarball --visibility public --dry-run
-      ari ear publish --registry lab
+      ari ear publish --registry lab --also s3 -o s3.bucket=lab
     """
     from ari_core.workflows.publish import publish as run
 
@@ -108,6 +116,7 @@ def publish(
         done = run(
             checkpoint,
             backend=_REGISTRY if backend is None and registry is not None else backend,
+            also=also,
             options=settings,
             visibility=visibility,
             dry_run=dry_run,
@@ -125,9 +134,12 @@ def publish(
             "latex": done.latex,
             "clone_command": done.clone_command,
             "warnings": list(done.warnings),
+            "also": [output.copy_fields(copy) for copy in done.copies],
         },
         *_published(done),
+        *(line for copy in done.copies for line in output.copy_lines(copy)),
     )
+    return output.partly(done.error)
 
 
 def _published(done: PublishResult) -> list[str]:
@@ -167,8 +179,8 @@ def promote(
     registry: str | None,
     token: str | None,
     token_file: str | None,
-) -> None:
-    """Raise the visibility; it never goes down.
+) -> int:
+    """Raise the visibility of the published bundle and of its copies; it never goes down.
 
     CHECKPOINT is a directory with ear/ in it; default: $ARI_CHECKPOINT_DIR, else the current directory.
 
@@ -189,17 +201,44 @@ def promote(
         target = click.prompt("Which level (private-token, unlisted, public)", err=True)
         done = run(checkpoint, target=target, options=settings, dry_run=dry_run, warn=output.warn)
     record = done.record
-    if done.dry_run:
-        line = f"Dry run: visibility would be {record.visibility}; nothing was changed."
-    elif done.changed:
-        line = f"Visibility is now {record.visibility}."
-    else:
-        line = f"Visibility was {record.visibility} already."
-    if not done.enforced:
-        output.warn(f"'{record.backend}' keeps nobody from reading; the level is only written down")
+    for place in done.places:
+        if not (place.enforced or place.note or place.error):
+            output.warn(f"'{place.backend}' keeps nobody from reading; the level is only written down")
     output.result(
-        {**_fields(record), "changed": done.changed, "enforced": done.enforced}, line, f"  ref  {record.ref}"
+        {
+            **_fields(record),
+            "changed": done.changed,
+            "enforced": done.enforced,
+            "places": [
+                {
+                    "ref": place.ref,
+                    "backend": place.backend,
+                    "visibility": place.visibility,
+                    "changed": place.changed,
+                    "enforced": place.enforced,
+                    "note": place.note or None,
+                    "error": output.error_fields(place.error),
+                }
+                for place in done.places
+            ],
+        },
+        *(line for place in done.places for line in _promoted(place, dry_run=done.dry_run)),
     )
+    return output.partly(done.error)
+
+
+def _promoted(place: Promoted, *, dry_run: bool) -> list[str]:
+    if place.error:
+        line = "FAILED"
+    elif place.note:
+        line = f"Left as it is: {place.note}."
+    elif dry_run:
+        line = f"Dry run: visibility would be {place.visibility}; nothing was changed."
+    elif place.changed:
+        line = f"Visibility is now {place.visibility}."
+    else:
+        line = f"Visibility was {place.visibility} already."
+    return [line, f"  ref  {place.ref}", *([f"  why  {place.error.message}"] if place.error else [])]
 
 
 @click.command()
@@ -234,7 +273,7 @@ def status(checkpoint: Path | None) -> None:
         ]
         lines.append(f"  reader       {clone_command(record)}")
     if record is not None:
-        lines += [f"  also at      {copy.get('ref')}" for copy in record.copies]
+        lines += [f"  also at      {copy.ref} ({copy.visibility})" for copy in found.copies]
     if found.curation_interrupted:
         lines.append("  interrupted  a curation: run `ari ear curate` again")
     if found.embargo_ends and record is not None and record.ref:
@@ -243,6 +282,9 @@ def status(checkpoint: Path | None) -> None:
         lines.append(
             f"  unfinished   a publication to '{record.pending.get('backend')}': run `ari ear publish` again"
         )
+    for pending in record.pending_copies if record else []:
+        name = pending.get("profile") or pending.get("backend")
+        lines.append(f"  unfinished   a copy to '{name}': run `ari mirror` again")
     output.result(
         {
             "checkpoint": str(found.checkpoint),

@@ -40,7 +40,7 @@ _token_file = click.option("--token-file", metavar="FILE", help="File that holds
 _registry = click.option(
     "--registry", metavar="NAME", help="A registry of registries.yaml, instead of the first that fits."
 )
-_max_download = click.option("--max-download", metavar="SIZE", help="Refuse to download more, as 10GB.")
+max_download = click.option("--max-download", metavar="SIZE", help="Refuse to download more, as 10GB.")
 
 
 def json(command: _F) -> _F:
@@ -57,7 +57,7 @@ def json(command: _F) -> _F:
 
 def reading(command: _F) -> _F:
     """Adds the options of every command that reads a ref."""
-    for decorate in (_max_download, _token_file, _token, _registry, setting):
+    for decorate in (max_download, _token_file, _token, _registry, setting):
         command = decorate(command)
     return command
 

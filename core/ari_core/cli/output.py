@@ -8,12 +8,15 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from ari_core.errors import AriError, escape
 from ari_core.streams import Progress
+
+if TYPE_CHECKING:
+    from ari_core.workflows.copies import Copy
 
 _UNITS: Final = ("bytes", "KB", "MB", "GB", "TB")
 _STEP: Final = 1000
@@ -21,6 +24,12 @@ _SHOW_AFTER_SECONDS: Final = 0.5
 _UNPRINTABLE: Final = re.compile(
     "[\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
+_EVIDENCE: Final = {
+    "re-hashed": "all of it was read back and verified",
+    "provider-checksum": "the store's own checksum agrees; it was not read back",
+    "size": "the store says what was sent; it was not read back",
+    "present": "it is there; it was not read back",
+}
 _state = {"json": False}
 _told: set[str] = set()
 
@@ -77,9 +86,57 @@ def error(kind: str, message: str, hint: str | None) -> None:
     """Prints an error: one line, and one more with the next step."""
     if _state["json"]:
         _print_json({"error": {"kind": kind, "message": message, "hint": hint}})
+    _tell(message, hint)
+
+
+def _tell(message: str, hint: str | None) -> None:
     print(f"error: {escape(message)}", file=sys.stderr)  # noqa: T201 - this is the output
     if hint:
         print(f"hint: {escape(hint)}", file=sys.stderr)  # noqa: T201 - this is the output
+
+
+def error_fields(error: AriError | None) -> dict[str, str | None] | None:
+    """Returns an error as it stands in a JSON object."""
+    return {"kind": error.kind, "message": error.message, "hint": error.hint} if error else None
+
+
+def partly(problem: AriError | None) -> int:
+    """Prints what was not done beside a result, if anything was not; returns the exit status.
+
+    Unlike `error` it leaves the one JSON object to the result.
+    """
+    if problem is None:
+        return 0
+    _tell(problem.message, problem.hint)
+    return problem.exit_code
+
+
+def copy_fields(copy: Copy) -> dict[str, Any]:
+    """Returns one copy as it stands in a JSON object."""
+    return {
+        "to": copy.to,
+        "backend": copy.backend,
+        "ref": copy.ref or None,
+        "created": copy.created,
+        "archive_sha256": copy.archive_sha256,
+        "visibility": copy.visibility or None,
+        "enforced": copy.enforced,
+        "evidence": copy.evidence or None,
+        "recorded": copy.recorded,
+        "error": error_fields(copy.error),
+    }
+
+
+def copy_lines(copy: Copy) -> list[str]:
+    """Returns one copy for people."""
+    if not copy.ref:
+        return [f"FAILED '{copy.to}'"] if copy.error else [f"Would copy to '{copy.to}'"]
+    what = f"Copied to '{copy.to}'" if copy.created else f"Already at '{copy.to}', unchanged"
+    return [
+        f"{what}; visibility: {copy.visibility}",
+        f"  ref            {copy.ref}",
+        f"  evidence       {_EVIDENCE[copy.evidence]}",
+    ]
 
 
 def usage_error(problem: BaseException) -> int | None:

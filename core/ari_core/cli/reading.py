@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +13,7 @@ from ari_core.errors import case_of
 from ari_core.names import quoted
 
 _LISTED: Final = 20
-_ANCHORS: Final = {
+ANCHORS: Final = {
     "paper": "compared with the digest you gave",
     "record": "compared with the publish record, not with a paper",
     "archive-id": "compared with the archive id in the ref, NOT with a paper",
@@ -23,6 +24,9 @@ _ANCHORS: Final = {
 @click.command()
 @options.ref
 @click.argument("dest", metavar="[DEST]", required=False, type=options.PATH)
+@click.option(
+    "--mirror", "mirrors", metavar="REF", multiple=True, help="Another copy, for when REF fails; repeatable."
+)
 @options.expect_sha256
 @options.require_digest
 @click.option("--no-extract", is_flag=True, help="Store the verified archive itself.")
@@ -33,6 +37,7 @@ def clone(
     dest: Path | None,
     pairs: tuple[str, ...],
     *,
+    mirrors: tuple[str, ...],
     expect_sha256: str | None,
     require_digest: bool,
     no_extract: bool,
@@ -45,6 +50,9 @@ def clone(
 
     REF is where the copy is: a path, file:///…, https://…, ari://ID, or what an installed backend knows.
     DEST must be absent or an empty folder; by default it is named after REF, here.
+
+    With a digest, a copy that fails is skipped for the next: those of --mirror, of the record if REF is a
+    checkpoint, of `mirrors` in the configuration file. Settings (-o, --token, …) are for REF only.
 
     \b
     Examples:
@@ -61,6 +69,7 @@ def clone(
         done = run(
             ref,
             dest,
+            mirrors=mirrors,
             expect_sha256=expect_sha256,
             require_digest=require_digest,
             extract=not no_extract,
@@ -78,12 +87,14 @@ def clone(
             "total_size": done.total_size,
             "extracted": done.extracted,
             "anchored_by": done.anchored_by,
+            "skipped": [asdict(copy) for copy in done.skipped],
         },
-        f"Verified: {_amount(done.file_count, done.total_size)}, {_ANCHORS[done.anchored_by]}.",
+        f"Verified: {amount(done.file_count, done.total_size)}, {ANCHORS[done.anchored_by]}.",
         f"  bundle digest  {done.bundle_sha256}",
+        *([f"  read           {done.ref}"] if done.skipped else []),
         f"  {'unpacked to' if done.extracted else 'stored as':<13}  {done.dest}",
     )
-    _advise(done.anchored_by, done.ref, done.beside)
+    advise(done.anchored_by, done.ref, done.beside)
 
 
 @click.command()
@@ -148,11 +159,11 @@ def verify(
     if found.ok:
         output.result(
             data,
-            f"OK: {_amount(found.file_count, found.total_size)}, {_ANCHORS[found.anchored_by]}.",
+            f"OK: {amount(found.file_count, found.total_size)}, {ANCHORS[found.anchored_by]}.",
             f"  bundle digest  {found.bundle_sha256}",
             f"  read           {found.ref}",
         )
-        _advise(found.anchored_by, found.ref, found.beside)
+        advise(found.anchored_by, found.ref, found.beside)
         return 0
     lines = [f"  {p.kind:<8} {p.path + ': ' if p.path else ''}{p.detail}" for p in found.problems[:_LISTED]]
     if len(found.problems) > _LISTED:
@@ -215,11 +226,13 @@ def show(
     )
 
 
-def _amount(files: int, size: int) -> str:
+def amount(files: int, size: int) -> str:
+    """Returns how much a bundle holds, for people."""
     return f"{output.files(files)}, {output.size(size)}"
 
 
-def _advise(anchored_by: str, ref: str, beside: Path | None) -> None:
+def advise(anchored_by: str, ref: str, beside: Path | None) -> None:
+    """Warns of what a check did not cover."""
     if beside is not None:
         output.warn(f"only {ref} was checked, NOT the other files in {beside}")
     if anchored_by in {"none", "archive-id"}:

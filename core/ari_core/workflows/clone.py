@@ -1,27 +1,72 @@
-"""Get a copy, check everything, and only then let it appear."""
+"""Get a copy, check everything, and only then let it appear; where one copy fails, another may do."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from ari_core.errors import DestinationExistsError, UsageError, from_os_error
-from ari_core.fs import Staging, TreeWriter, is_empty_folder, write_all
+from ari_core.digests import is_sha256
+from ari_core.errors import (
+    TABLE,
+    AriError,
+    BackendError,
+    CheckpointNotFoundError,
+    DestinationExistsError,
+    DiskError,
+    LocalPermissionError,
+    PluginError,
+    UsageError,
+    VerificationError,
+    from_os_error,
+)
+from ari_core.fs import Staging, TreeWriter, is_empty_folder
 from ari_core.limits import Limits
 from ari_core.names import quoted
-from ari_core.streams import ByteSource, Progress, ReadStream
+from ari_core.streams import Progress
 from ari_core.verification import Report, check_archive, check_tree
-from ari_core.workflows.refs import LocalFile, Opened, open_ref
+from ari_core.workflows.refs import (
+    Expected,
+    Opened,
+    expectation,
+    find_record,
+    name_of,
+    open_ref,
+    pinned_id,
+    without_secrets,
+)
+from ari_core.workflows.spool import SPOOL, Spool
+
+if TYPE_CHECKING:
+    from ari_core.record import Record
 
 _TREE: Final = "tree"
-_SPOOL: Final = "archive"
 _ENDINGS: Final = {"tar.gz": ".tar.gz", "tar": ".tar"}
+_FOR_ALL: Final = ("max_download",)  # what the user wants of every copy, whichever backend has it
+_MOST_COPIES: Final = 32  # of a record, which may be a stranger's
+_ID_DIGITS: Final = 16  # with so many, every store of ours finds an artifact
+_FAULTS: Final = (BackendError, VerificationError, PluginError)
+_LOCAL_FAULTS: Final = (LocalPermissionError, DiskError, CheckpointNotFoundError)
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A copy that could not be used.
+
+    Attributes:
+        ref: Where it is, without what may be a secret.
+        error: Why, in one line.
+        exit_code: Exit status that this alone would have been.
+    """
+
+    ref: str
+    error: str
+    exit_code: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +83,7 @@ class CloneResult:
         extracted: Whether it was unpacked.
         anchored_by: What it was compared with: ``paper``, ``record``, ``archive-id`` or ``none``.
         beside: The folder that was named, when it is not what was read: its other files were not checked.
+        skipped: Copies that were tried before, in this order.
     """
 
     ref: str
@@ -49,12 +95,14 @@ class CloneResult:
     extracted: bool
     anchored_by: str
     beside: Path | None = None
+    skipped: tuple[Skipped, ...] = ()
 
 
 def clone(
     ref: str,
     dest: str | os.PathLike[str] | None = None,
     *,
+    mirrors: Sequence[str] = (),
     expect_sha256: str | None = None,
     require_digest: bool = False,
     extract: bool = True,
@@ -65,54 +113,157 @@ def clone(
 ) -> CloneResult:
     """Verifies a copy and unpacks it, or leaves nothing.
 
+    Where a bundle digest is known, from `expect_sha256` or a record, a copy that cannot be had or does not verify
+    is skipped for the next: `mirrors`, then the copies that the record names, then the mirrors of the
+    configuration file.
+
     Args:
         ref: A path, ``file:///``, ``https://`` or any ref that an installed backend knows.
         dest: Where to put it; absent or an empty folder. Default: a name derived from the ref, here.
+        mirrors: Refs of other copies.
         expect_sha256: The bundle digest printed in the paper.
         require_digest: Makes it an error when there is no digest to compare with.
         extract: False stores the verified archive itself.
-        options: Settings of the backend.
+        options: Settings of the backend of `ref`; only ``max_download`` is for all copies.
         limits: Default: `Limits.from_environment`.
-        progress: Told how far it is.
-        warn: Told at once what a backend has to say, one line each.
+        progress: Told how far it is with the copy that is being tried.
+        warn: Told at once what a backend has to say and which copy is skipped, one line each.
 
     Raises:
         DestinationExistsError: Something is at `dest`.
+        UsageError: There are `mirrors`, and no digest to know the right bundle by.
         VerificationError: It is not what it should be.
-        AriError: Anything else; see `ari_core.errors`.
+        AriError: Anything else; see `ari_core.errors`. Where several copies failed, the error of one that does not
+            verify, else the first, with all of them in its message.
     """
     limits = limits or Limits.from_environment()
     target = None if dest is None else _free(Path(dest))
-    with open_ref(
-        ref, expect_sha256=expect_sha256, require_digest=require_digest, options=options, limits=limits, warn=warn
-    ) as opened:
-        if opened.source is None and not extract:
-            raise UsageError(
-                f"{quoted(ref)} is an unpacked folder: there is no archive to store",
-                hint="leave out --no-extract",
-            )
-        if target is None:
-            target = _free(Path(opened.name or "bundle")) if extract else None
-        with Staging((target or Path(opened.name)).absolute().parent) as staging:
-            if extract:
-                assert target is not None  # noqa: S101 - for the type checker: set just above
-                report = _unpack(opened, staging, limits, progress)
-                with contextlib.suppress(OSError):  # an empty folder, whose mode is somebody's choice
-                    os.chmod(_TREE, stat.S_IMODE(target.lstat().st_mode) & 0o777, dir_fd=staging.fd)
-                staging.commit_tree(_TREE, target.name)
-            else:
-                report, target = _store(opened, staging, target, limits, progress)
-    return CloneResult(
-        ref=opened.ref,
-        dest=target.absolute(),
-        bundle_sha256=report.bundle_sha256,
-        archive_sha256=report.archive_sha256,
-        file_count=len(report.manifest.files),
-        total_size=report.manifest.total_size,
-        extracted=extract,
-        anchored_by=opened.expected.anchored_by,
-        beside=opened.beside,
+    published = _published(ref, limits)
+    record = published[1] if published else None
+    expected = expectation(expect_sha256, record)
+    if mirrors and expected.bundle_sha256 is None:
+        raise UsageError(
+            "without a digest nobody knows which bundle a mirror should have",
+            hint="give --expect-sha256 with the digest printed in the paper",
+        )
+    options = dict(options or {})
+    run = _Run(
+        target, name_of(record.ref if record else ref), expected, require_digest, extract, limits, progress, warn
     )
+    copies = [_Copy(ref, options, is_first=True)]
+    failures: list[tuple[_Copy, AriError]] = []
+    for copy in copies:  # more are added where the first fails
+        try:
+            done = run.get(copy)
+        except AriError as error:
+            if not run.blamed:
+                raise
+            if not failures:
+                copies += _others(ref, record, mirrors, options, expected, warn)
+            if len(copies) == 1:
+                raise
+            failures.append((copy, error))
+            if copy is not copies[-1]:
+                warn(f"skipped {copy.told(error)}")
+        else:
+            beside = done.beside or (published[0] if published else None)
+            return replace(done, beside=beside, skipped=tuple(c.skipped(e) for c, e in failures))
+    raise _all_in_one(failures)
+
+
+def _published(ref: str, limits: Limits) -> tuple[Path, Record] | None:
+    with contextlib.suppress(AriError):  # opening the ref meets it again
+        return find_record(ref, limits)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """Where a copy may be, and how to open it; see `open_ref`."""
+
+    ref: str
+    options: Mapping[str, str] = field(default_factory=dict, repr=False)
+    wishes: Mapping[str, str] = field(default_factory=dict)
+    recorded: Mapping[str, str] | None = None
+    is_first: bool = False
+
+    def told(self, error: AriError) -> str:
+        """Says what is wrong with it."""
+        return f"{quoted(without_secrets(self.ref))}: {self.reason(error)}"
+
+    def reason(self, error: AriError) -> str:
+        """Returns the error's message without the ref that it may begin with."""
+        return error.message.removeprefix(f"{quoted(without_secrets(self.ref))}: ")
+
+    def skipped(self, error: AriError) -> Skipped:
+        """Returns what is told in the result."""
+        return Skipped(without_secrets(self.ref), self.reason(error), error.exit_code)
+
+
+def _others(
+    ref: str,
+    record: Record | None,
+    mirrors: Sequence[str],
+    options: Mapping[str, str],
+    expected: Expected,
+    warn: Callable[[str], None],
+) -> list[_Copy]:
+    """Returns where else to look for the bundle, in order; nowhere without a digest to know it by."""
+    if expected.bundle_sha256 is None:
+        return []
+    wishes = {key: options[key] for key in _FOR_ALL if key in options}
+    copies = [_Copy(mirror, wishes=wishes) for mirror in mirrors]
+    archive_id = pinned_id(record.ref if record else ref)
+    if record:
+        copies += [_Copy(place.ref, wishes=wishes, recorded=place.options) for place in _recorded(record, warn)]
+        if not archive_id and record.archive_sha256 and is_sha256(record.archive_sha256):
+            archive_id = record.archive_sha256[:_ID_DIGITS]
+    known = {"id": archive_id, "bundle_sha256": expected.bundle_sha256}
+    copies += [_Copy(mirror, wishes=wishes) for mirror in _configured(known, warn)]
+    # The same ref is worth a second try only with other settings, or with the user's credentials for once.
+    seen = {(record.ref, False)} if record else set()
+    if options == wishes:
+        seen.add((ref, True))
+    others = []
+    for copy in copies:
+        place = (copy.ref, copy.recorded is None)
+        if place not in seen:
+            seen.add(place)
+            others.append(copy)
+    return others
+
+
+def _recorded(record: Record, warn: Callable[[str], None]) -> list[Record]:
+    try:
+        return record.model_copy(update={"copies": record.copies[:_MOST_COPIES]}).places()[1:]
+    except AriError as error:
+        warn(f"the copies in the record are not used: {error.message}")
+        return []
+
+
+def _configured(known: Mapping[str, str], warn: Callable[[str], None]) -> list[str]:
+    from ari_core.settings import load_config  # noqa: PLC0415 - a copy that verifies needs no configuration
+
+    try:
+        return load_config().mirrors_of(known)
+    except AriError as error:
+        warn(f"the mirrors of the configuration file are not used: {error.message}")
+        return []
+
+
+def _all_in_one(failures: Sequence[tuple[_Copy, AriError]]) -> AriError:
+    """Returns the error that weighs most, with all the others in its message."""
+    wrong = TABLE[VerificationError].exit_code
+    codes = [error.exit_code for _, error in failures]
+    worst = codes.index(wrong) if wrong in codes else 0
+    told = [copy.told(error) for copy, error in failures]
+    error = failures[worst][1]
+    before = "; ".join([*told[:worst], told[worst].removesuffix(error.message)])
+    error.enclose(
+        before=f"none of {len(told)} copies could be used: {before}",
+        behind="".join(f"; {line}" for line in told[worst + 1 :]),
+    )
+    return error
 
 
 def _free(dest: Path) -> Path:
@@ -131,104 +282,122 @@ def _free(dest: Path) -> Path:
     return dest
 
 
-def _unpack(opened: Opened, staging: Staging, limits: Limits, progress: Progress | None) -> Report:
-    expected = opened.expected.bundle_sha256
-    try:
-        os.mkdir(_TREE, 0o755, dir_fd=staging.fd)
-        fd = os.open(_TREE, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=staging.fd)
-    except OSError as error:
-        raise from_os_error(error, f"creating a folder in {quoted(str(staging.path))}") from error
-    try:
-        with TreeWriter(fd) as sink:
-            if opened.source is None:
-                assert opened.folder is not None  # noqa: S101 - one of the two is set
-                report = check_tree(opened.folder, limits=limits, sink=sink, expected=expected, progress=progress)
-            elif opened.is_local:
-                report = check_archive(
-                    opened.source, limits=limits, sink=sink, expected=expected, progress=progress
-                )
-            else:
-                spool = _Spool(opened.source, staging)
-                report = check_archive(
-                    spool,
-                    limits=limits,
-                    sink=sink,
-                    expected=expected,
-                    on_manifest_first=spool.stop,
-                    progress=progress,
-                )
-    finally:
-        os.close(fd)
-    opened.expected.check(report)
-    return report
+@dataclass(slots=True)
+class _Run:
+    """One clone: all that is the same for every copy that is tried.
 
-
-def _store(
-    opened: Opened, staging: Staging, target: Path | None, limits: Limits, progress: Progress | None
-) -> tuple[Report, Path]:
-    """Checks an archive while copying it, and lets the copy appear."""
-    assert opened.source is not None  # noqa: S101 - the caller refused folders
-    report = check_archive(_Spool(opened.source, staging), limits=limits, progress=progress)
-    opened.expected.check(report)
-    target = target or _free(Path((opened.name or "bundle") + _ENDINGS[report.form]))
-    if target.is_dir():  # an empty folder is good enough for a tree, not for a file
-        raise DestinationExistsError(f"{quoted(str(target))} is a folder; it was not touched")
-    staging.commit_file(_SPOOL, target.name)
-    return report, target
-
-
-class _Spool:
-    """A source that costs something to read, copied to a file while it is read for the first time.
-
-    A second reading is of that copy. It holds the compressed bytes only.
+    Attributes:
+        target: Where to put it, or None: `name` in the current folder.
+        name: Default destination.
+        blamed: What went wrong with the last copy is that copy's fault, so that another may do better.
     """
 
-    def __init__(self, source: ByteSource, staging: Staging) -> None:
-        self._source, self._staging = source, staging
-        self._keep = True
-        self._complete = False
-        self.name = source.name
+    target: Path | None
+    name: str
+    expected: Expected
+    require_digest: bool
+    extract: bool
+    limits: Limits
+    progress: Progress | None
+    warn: Callable[[str], None]
+    blamed: bool = False
 
-    @property
-    def size(self) -> int | None:
-        return self._source.size
-
-    def stop(self) -> None:
-        """One reading is enough: stop copying."""
-        self._keep = False
+    def get(self, copy: _Copy) -> CloneResult:
+        self.blamed = False
+        with ExitStack() as stack:
+            # With what the user typed for REF, a mistake is theirs to mend; other refs come from elsewhere.
+            with self._blaming(*_FAULTS, *_LOCAL_FAULTS) if copy.is_first else self._blaming(AriError):
+                opened = stack.enter_context(self._opened(copy))
+            if copy.is_first:
+                self.name = opened.name or "bundle"
+            target = self.target or (_free(Path(self.name)) if self.extract else None)
+            staging = stack.enter_context(Staging((target or Path(self.name)).absolute().parent))
+            with self._blaming(*_FAULTS, *(_LOCAL_FAULTS if opened.is_local else ())):
+                report = self._unpack(opened, staging) if self.extract else self._keep(opened, staging)
+            target = target or _free(Path(self.name + _ENDINGS[report.form]))
+            if self.extract:
+                with contextlib.suppress(OSError):  # an empty folder, whose mode is somebody's choice
+                    os.chmod(_TREE, stat.S_IMODE(target.lstat().st_mode) & 0o777, dir_fd=staging.fd)
+                staging.commit_tree(_TREE, target.name)
+            elif target.is_dir():  # an empty folder is good enough for a tree, not for a file
+                raise DestinationExistsError(f"{quoted(str(target))} is a folder; it was not touched")
+            else:
+                staging.commit_file(SPOOL, target.name)
+        return CloneResult(
+            ref=opened.ref,
+            dest=target.absolute(),
+            bundle_sha256=report.bundle_sha256,
+            archive_sha256=report.archive_sha256,
+            file_count=len(report.manifest.files),
+            total_size=report.manifest.total_size,
+            extracted=self.extract,
+            anchored_by=opened.expected.anchored_by,
+            beside=opened.beside,
+        )
 
     @contextmanager
-    def open(self) -> Iterator[ReadStream]:
-        if self._complete:
-            with LocalFile(self._staging.path / _SPOOL).open() as again:
-                yield again
-            return
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    def _blaming(self, *kinds: type[AriError]) -> Iterator[None]:
         try:
-            fd = os.open(_SPOOL, flags, 0o644, dir_fd=self._staging.fd)
+            yield
+        except kinds:
+            self.blamed = True
+            raise
+
+    @contextmanager
+    def _opened(self, copy: _Copy) -> Iterator[Opened]:
+        with open_ref(
+            copy.ref,
+            expect_sha256=self.expected,
+            require_digest=self.require_digest,
+            options=copy.options,
+            wishes=copy.wishes,
+            recorded=copy.recorded,
+            limits=self.limits,
+            warn=self.warn,
+        ) as opened:
+            if opened.source is None and not self.extract:
+                raise UsageError(
+                    f"{quoted(copy.ref)} is an unpacked folder: there is no archive to store",
+                    hint="leave out --no-extract",
+                )
+            yield opened
+
+    def _unpack(self, opened: Opened, staging: Staging) -> Report:
+        limits, progress, expected = self.limits, self.progress, opened.expected.bundle_sha256
+        try:
+            os.mkdir(_TREE, 0o755, dir_fd=staging.fd)
+            fd = os.open(_TREE, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=staging.fd)
         except OSError as error:
-            raise from_os_error(error, "creating a temporary file") from error
+            raise from_os_error(error, f"creating a folder in {quoted(str(staging.path))}") from error
         try:
-            with self._source.open() as stream:
-                yield _SpoolStream(self, stream, fd)
+            with TreeWriter(fd) as sink:
+                if opened.source is None:
+                    assert opened.folder is not None  # noqa: S101 - one of the two is set
+                    report = check_tree(
+                        opened.folder, limits=limits, sink=sink, expected=expected, progress=progress
+                    )
+                elif opened.is_local:
+                    report = check_archive(
+                        opened.source, limits=limits, sink=sink, expected=expected, progress=progress
+                    )
+                else:
+                    spool = Spool(opened.source, staging)
+                    report = check_archive(
+                        spool,
+                        limits=limits,
+                        sink=sink,
+                        expected=expected,
+                        on_manifest_first=spool.stop,
+                        progress=progress,
+                    )
         finally:
             os.close(fd)
-        self._complete = True
+        opened.expected.check(report)
+        return report
 
-    def copy(self, fd: int, data: bytes) -> None:
-        if not self._keep:
-            return
-        try:
-            write_all(fd, data)
-        except OSError as error:
-            raise from_os_error(error, f"writing in {quoted(str(self._staging.folder))}") from error
-
-
-class _SpoolStream:
-    def __init__(self, spool: _Spool, inner: ReadStream, fd: int) -> None:
-        self._spool, self._inner, self._fd = spool, inner, fd
-
-    def read(self, size: int, /) -> bytes:
-        data = self._inner.read(size)
-        self._spool.copy(self._fd, data)
-        return data
+    def _keep(self, opened: Opened, staging: Staging) -> Report:
+        """Checks an archive while copying it."""
+        assert opened.source is not None  # noqa: S101 - `_opened` refused folders
+        report = check_archive(Spool(opened.source, staging), limits=self.limits, progress=self.progress)
+        opened.expected.check(report)
+        return report

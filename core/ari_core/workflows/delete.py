@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ari_core.errors import NotFound
-from ari_core.record import Record, write_record
+from ari_core.record import Record, change_record
 from ari_core.workflows.checkpoint import find_checkpoint
 from ari_core.workflows.promote import open_recorded, published_record, require_own
 from ari_core.workflows.publish import is_dry_run
@@ -49,7 +49,9 @@ def delete(
             store.delete(locator)
     if dry_run or is_dry_run():
         return record
+    return change_record(folder, _without_place)
+
+
+def _without_place(record: Record) -> Record:
     gone = record.with_event("deleted", backend=record.backend, ref=record.ref, bundle_sha256=record.bundle_sha256)
-    gone = gone.model_copy(update={"ref": "", "archive_sha256": None, "pending": None})
-    write_record(folder, gone)
-    return gone
+    return gone.model_copy(update={"ref": "", "archive_sha256": None, "pending": None})

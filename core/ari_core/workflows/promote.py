@@ -1,11 +1,10 @@
-"""Raise the visibility of what was published; it never goes down."""
+"""Raise the visibility of what was published, wherever it is; it never goes down."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
 from pathlib import Path
 
 from ari_core.contract import Backend, Locator, OpenContext, SupportsManifest, Visibility
@@ -22,14 +21,38 @@ from ari_core.limits import Limits
 from ari_core.manifest import parse_manifest
 from ari_core.names import quoted
 from ari_core.plugins import load_plugins
-from ari_core.record import Record, now, read_record, write_record
+from ari_core.record import Record, change_record, read_record
 from ari_core.settings import open_backend
 from ari_core.verification import read_manifest
 from ari_core.wish import check_wish, embargo_end
 from ari_core.workflows.checkpoint import find_checkpoint
+from ari_core.workflows.copies import has_level, partly_done, require_no_embargo, split_options
 from ari_core.workflows.publish import is_dry_run
 from ari_core.workflows.refs import BackendSource
 from ari_core.wrappers import patient
+
+
+@dataclass(frozen=True, slots=True)
+class Promoted:
+    """What became of the promotion in one place.
+
+    Attributes:
+        ref: The place.
+        backend: Its backend.
+        visibility: The level it has now.
+        changed: Whether that is another one than before.
+        enforced: Whether the store acts on it.
+        note: Why it stays as it is though nothing is wrong, or "".
+        error: Why it could not be promoted, or None.
+    """
+
+    ref: str
+    backend: str
+    visibility: str
+    changed: bool = False
+    enforced: bool = False
+    note: str = ""
+    error: AriError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +61,19 @@ class PromoteResult:
 
     Attributes:
         record: The record as it stands now; for a dry run, as it would stand.
-        changed: False when it had the level already.
-        enforced: Whether the store keeps readers out; if not, the level is only written down.
+        changed: Whether the level in `Record.ref` is another one than before.
+        enforced: Whether the store acts on it.
         dry_run: Nothing was changed.
+        places: What became of each place, that of `Record.ref` first if there is one, then the copies.
+        error: Why some of several places were not promoted, or None.
     """
 
     record: Record
     changed: bool
     enforced: bool
     dry_run: bool
+    places: tuple[Promoted, ...] = ()
+    error: AriError | None = None
 
 
 def promote(
@@ -57,58 +84,115 @@ def promote(
     dry_run: bool = False,
     warn: Callable[[str], None] = lambda _line: None,
 ) -> PromoteResult:
-    """Raises the visibility of the published bundle.
+    """Raises the visibility of the published bundle, and of its copies.
+
+    A copy in a store that has no such level stays as it is, and so does one that is above it already.
 
     Args:
         checkpoint: The checkpoint; default as for `publish`.
         target: The level; default: the wish that was recorded when publishing. Never silently ``public``.
-        options: Settings of the backend.
+        options: Settings: ``key`` for the backend, ``NAME.key`` for that of a copy.
         dry_run: Check and change nothing; ``$ARI_PUBLISH_DRYRUN`` does the same.
         warn: Told at once what a backend has to say, one line each.
 
     Raises:
         CheckpointNotFoundError: Nothing was published from it.
         UsageError: No target, an embargo that has not ended, or a level below the present one.
-        AriError: As the backend says; the failure is noted in the record.
+        AriError: As the backends say, if nothing was promoted; the failure is noted in the record.
     """
     folder = find_checkpoint(checkpoint)
-    record = published_record(folder)
-    dry_run = dry_run or is_dry_run()
-    with open_recorded(folder, record, options, warn) as store:
-        able = store.probe()
-        kind = able.visibility
-        level = _target(record, target, keeps_embargo=able.embargo)
-        present = Visibility(check_wish(record.visibility))
-        if level.rank < present.rank:
-            raise UsageError(
-                f"visibility only moves up: this bundle is {present}, which is above {level}",
-                hint="nothing was changed",
-            )
-        if dry_run:
-            would = record.model_copy(update={"visibility": str(level)})
-            return PromoteResult(would, changed=level != present, enforced=kind == "enforced", dry_run=True)
+    record = published_record(folder, with_copies=True)
+    places = record.places()
+    level = _target(record, target)
+    if record.ref and level.rank < Visibility(check_wish(record.visibility)).rank:
+        raise UsageError(
+            f"visibility only moves up: this bundle is {record.visibility}, which is above {level}",
+            hint="nothing was changed",
+        )
+    names = [place.profile or place.backend for place in places]
+    given = split_options(options or {}, names, names[0])
+    job = _Promotion(folder, record, target, level, warn, dry_run=dry_run or is_dry_run())
+    done = [job.promote(place, given[name]) for name, place in zip(names, places, strict=True)]
+    error = partly_done("places", [(place.ref, place.error) for place in done])
+    if error and all(place.error for place in done):
+        raise error
+    if job.dry_run:
+        record = record.model_copy(update={"visibility": done[0].visibility} if record.ref else {})
+    else:
+        record = published_record(folder, with_copies=True)
+    return PromoteResult(
+        record=record,
+        changed=done[0].changed,
+        enforced=done[0].enforced,
+        dry_run=job.dry_run,
+        places=tuple(done),
+        error=error,
+    )
+
+
+class _Promotion:
+    """One level, and the places it is for."""
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        record: Record,
+        asked: str | None,
+        level: Visibility,
+        warn: Callable[[str], None],
+        *,
+        dry_run: bool,
+    ) -> None:
+        self._checkpoint, self._record, self._level, self._warn = checkpoint, record, level, warn
+        self._wish = asked if embargo_end(asked) else record.wish
+        self.dry_run = dry_run
+
+    def promote(self, place: Record, options: Mapping[str, str]) -> Promoted:
+        """Promotes one place; a failure is noted and returned."""
+        present = Visibility(check_wish(place.visibility))
+        if self._is_copy(place) and present.rank >= self._level.rank:
+            return Promoted(place.ref, place.backend, place.visibility, note=f"it is {present} already")
         try:
-            locator = store.resolve(record.ref)
-            require_own(store, locator, record)  # what is gone cannot be promoted, and what is another's must not
-            if kind != "none":
-                level = store.raise_visibility(locator, level)
-        except AriError:
-            write_record(folder, record.with_event("promotion failed", promote_failed_at=now()))
-            raise
-    changed = level != present
-    done = record.with_event("promoted", visibility=str(level), promoted_at=now(), promote_failed_at=None)
-    write_record(folder, done)
-    return PromoteResult(done, changed=changed, enforced=kind == "enforced", dry_run=False)
+            with open_recorded(self._checkpoint, place, options, self._warn) as store:
+                return self._promote(place, store)
+        except AriError as error:
+            return Promoted(place.ref, place.backend, place.visibility, error=error)
+
+    def _is_copy(self, place: Record) -> bool:
+        return place.ref != self._record.ref
+
+    def _promote(self, place: Record, store: Backend) -> Promoted:
+        able, level = store.probe(), self._level
+        present = place.visibility
+        enforced = able.visibility == "enforced"
+        if self._is_copy(place) and not has_level(able, level):
+            note = f"this store has no level '{level}', and it stays {present}"
+            return Promoted(place.ref, place.backend, present, enforced=enforced, note=note)
+        require_no_embargo(
+            self._wish, able, hint="promote it on that day, or publish again with another --visibility"
+        )
+        if not self.dry_run:
+            try:
+                locator = store.resolve(place.ref)
+                # What is gone cannot be promoted, and what is another's must not.
+                require_own(store, locator, place)
+                if able.visibility != "none":
+                    level = store.raise_visibility(locator, level)
+            except AriError:
+                change_record(self._checkpoint, lambda record: record.with_failure(place.ref))
+                raise
+            change_record(self._checkpoint, lambda record: record.with_level(place.ref, str(level)))
+        return Promoted(place.ref, place.backend, str(level), changed=level != present, enforced=enforced)
 
 
-def published_record(checkpoint: Path) -> Record:
-    """Returns the record of a checkpoint from which something is published.
+def published_record(checkpoint: Path, *, with_copies: bool = False) -> Record:
+    """Returns the record of a checkpoint from which something is published; with copies, if only copies are left.
 
     Raises:
         CheckpointNotFoundError: Nothing is.
     """
     record = read_record(checkpoint)
-    if record is None or not record.ref:
+    if record is None or not (record.ref or (with_copies and record.copies)):
         raise CheckpointNotFoundError(
             f"nothing is published from {quoted(str(checkpoint))}", hint="run `ari ear publish` first"
         )
@@ -170,15 +254,9 @@ def _stored_digest(store: Backend, locator: Locator, size: int | None) -> str | 
         return None
 
 
-def _target(record: Record, target: str | None, *, keeps_embargo: bool) -> Visibility:
-    end = embargo_end(target) or embargo_end(record.wish)
-    if end and end > datetime.now(UTC).date() and not keeps_embargo:
-        raise UsageError(
-            f"the bundle is under an embargo until {end.isoformat()}",
-            hint="promote it on that day, or publish again with another --visibility",
-        )
+def _target(record: Record, target: str | None) -> Visibility:
     wish = target or record.wish
-    if isinstance(end, date) and embargo_end(wish):
+    if embargo_end(wish):
         return Visibility.PUBLIC
     if wish in {None, Visibility.STAGED} and target is None:
         raise NoTargetError(

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shlex
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from ari_core.bundle.writer import ENCODER, Written, write_bundle
+from ari_core.bundle.writer import ENCODER
 from ari_core.contract import (
     Artifact,
     Backend,
@@ -24,28 +23,39 @@ from ari_core.contract import (
     Visibility,
 )
 from ari_core.errors import (
+    AriError,
     ChangedSinceCurationError,
     CheckpointNotFoundError,
     ConfigurationError,
     CurationError,
-    IntegrityError,
-    NotFound,
-    Unsupported,
     VerificationError,
-    from_os_error,
 )
 from ari_core.fs import Staging, recover_tree
 from ari_core.limits import Limits
 from ari_core.manifest import Manifest, parse_manifest
-from ari_core.names import BUNDLE_NAME, MANIFEST_NAME, quoted
+from ari_core.names import MANIFEST_NAME, quoted
 from ari_core.plugins import LoadedPlugins, load_plugins
-from ari_core.record import Record, check_record_writable, now, read_record, write_record
-from ari_core.settings import is_secret, open_backend, reader_options
-from ari_core.streams import Progress, ReadStream
+from ari_core.record import Record, change_record, check_record_writable, now, read_record
+from ari_core.settings import reader_options
+from ari_core.streams import Progress
 from ari_core.verification import check_tree, read_tree_manifest, unlisted
 from ari_core.wish import check_wish, embargo_end
 from ari_core.workflows.checkpoint import PUBLISHED, find_checkpoint
-from ari_core.wrappers import patient
+from ari_core.workflows.copies import (
+    PUBLISHING,
+    Copy,
+    Target,
+    Terms,
+    kept_settings,
+    make_copy,
+    open_targets,
+    partly_done,
+    previous_place,
+    split_options,
+    wished_level,
+)
+from ari_core.workflows.describing import description, published_files
+from ari_core.workflows.spool import pack
 
 DRY_RUN_VARIABLE: Final = "ARI_PUBLISH_DRYRUN"
 DEFAULT_BACKEND: Final = "local-tarball"
@@ -65,6 +75,8 @@ class PublishResult:
         warnings: What the author should know.
         latex: The line for the paper.
         clone_command: What a reader runs; works in an empty environment.
+        copies: What became of each copy elsewhere, in the order they were asked for.
+        error: Why some of them were not made, or None; what was published stands all the same.
     """
 
     record: Record
@@ -76,6 +88,8 @@ class PublishResult:
     warnings: tuple[str, ...]
     latex: str
     clone_command: str
+    copies: tuple[Copy, ...] = ()
+    error: AriError | None = None
 
 
 @dataclass(slots=True)
@@ -87,8 +101,6 @@ class _Job:
     limits: Limits
     progress: Progress | None
     warnings: list[str] = field(default_factory=list)
-    profile: str | None = None
-    settings: dict[str, str] = field(default_factory=dict)
     tell: Callable[[str], None] = lambda _line: None
 
     def warn(self, line: str) -> None:
@@ -104,6 +116,7 @@ def publish(
     checkpoint: str | Path | None = None,
     *,
     backend: str | None = None,
+    also: Sequence[str] = (),
     options: Mapping[str, str] | None = None,
     visibility: str | None = None,
     dry_run: bool = False,
@@ -119,7 +132,8 @@ def publish(
         checkpoint: The checkpoint; default ``$ARI_CHECKPOINT_DIR``, else the current directory.
         backend: A backend or profile; default: what ``publish.yaml`` says, else the one that is set up (a registry
             in ``registries.yaml``), else ``local-tarball``.
-        options: Settings of the backend.
+        also: Backends or profiles to copy the bundle to once it is published.
+        options: Settings: ``key`` for the backend, ``NAME.key`` for one of `also`.
         visibility: The level wished for in the end; default: what ``publish.yaml`` says.
         dry_run: Check everything and write nothing; ``$ARI_PUBLISH_DRYRUN`` does the same.
         replace: Let the new bundle take the place of another one that is in the way.
@@ -147,19 +161,14 @@ def publish(
     name, reason = _choose(backend, job, plugins)
     before = read_record(job.checkpoint)
     context = OpenContext(checkpoint=job.checkpoint, warn=job.warn)
-    with patient(open_backend(name, options, context, plugins)) as store:
-        able = store.probe()
-        if not able.put:
-            raise Unsupported(
-                f"'{store.name}' stores nothing here: it only reads",
-                hint="choose a backend that stores, such as local-tarball",
-            )
-        if able.visibility != "enforced":
-            job.warn(f"'{store.name}' keeps nobody from reading: whoever reaches the place can read the bundle")
+    with ExitStack() as stack:
+        given = split_options(options or {}, [name, *also], name)
+        primary, *others = open_targets([name, *also], given, context, stack, plugins)
+        primary.ready(None, job.warn)
         if dry_run:
             _check_unchanged(job)
             record = Record(
-                backend=store.name,
+                backend=primary.store.name,
                 bundle_sha256=job.manifest.bundle_sha256,
                 wish=wish,
                 timestamp=now(),
@@ -168,11 +177,9 @@ def publish(
             )
             return _result(job, record, reason, created=False)
         check_record_writable(job.checkpoint)  # a copy that nobody knows of helps nobody
-        job.profile = None if name == store.name else name
-        job.settings = _kept_settings(store, options or {})
-        record, created = _put(job, store, before, wish, replace=replace)
-    write_record(job.checkpoint, record)
-    return _result(job, record, reason, created=created)
+        created, copies = _store(job, primary, others, before, wish, replace=replace)
+    record = read_record(job.checkpoint) or Record()
+    return _result(job, record, reason, created=created, copies=copies)
 
 
 def _start(checkpoint: Path, limits: Limits, progress: Progress | None, *, dry_run: bool) -> _Job:
@@ -226,118 +233,46 @@ def is_dry_run() -> bool:
 # -- storing -----------------------------------------------------------------------------------------------------
 
 
-def _put(job: _Job, store: Backend, before: Record | None, wish: str, *, replace: bool) -> tuple[Record, bool]:
+def _store(
+    job: _Job, primary: Target, others: Sequence[Target], before: Record | None, wish: str, *, replace: bool
+) -> tuple[bool, list[Copy]]:
+    store = primary.store
+    describing = any(target.store.describes for target in (primary, *others))
+    files = published_files(job.checkpoint, job.manifest) if describing else {}
+    told = description(job.manifest, files, job.checkpoint, full=store.describes)
     workdir = store.optional(SupportsWorkdir)
     folder = workdir.workdir() if workdir else job.checkpoint
     with Staging(folder) as staging:
-        written = _pack(job, staging)
-        source = PackedFile(staging.path / BUNDLE_NAME, written, job.manifest, job.progress)
+        source = pack(job.tree, job.manifest, staging, job.progress)
         artifact, created = store.put(
             source,
             NewArtifact(
                 created=datetime.now(UTC),
-                wish=Visibility(wish) if wish in set(Visibility) else Visibility.PUBLIC,
+                wish=wished_level(wish),
                 embargo=embargo_end(wish),
-                description=_description(job.manifest),
-                previous=_previous(store, before),
+                description=told,
+                previous=previous_place(store, before, *PUBLISHING),
                 replace=replace,
             ),
             resume=_resume(before, store),
-            on_reserved=_note_pending(job, before, store),
+            on_reserved=_note_pending(job, primary),
         )
-    record = _recorded(job, store, read_record(job.checkpoint), artifact, written, wish, created=created)
-    return record, created
+        change_record(
+            job.checkpoint,
+            lambda record: _recorded(job, primary, record, artifact, source.archive_sha256, wish, created=created),
+        )
+        copies = [_copied(job, target, source.to_be_read(), files, wish) for target in others]
+    return created, copies
 
 
-def _kept_settings(store: Backend, options: Mapping[str, str]) -> dict[str, str]:
-    """Returns what of ``-o`` goes into the record: no secret, and paths that hold from any folder.
-
-    Of what decides about trust only what readers need; who has credentials is asked again.
-    """
-    kept = {}
-    left_out = set(store.trust_settings).difference(store.reader_settings)
-    for key, value in options.items():
-        if not is_secret(store.Settings, key) and key not in left_out:
-            typed = getattr(store.settings, key, None)
-            kept[key] = str(typed.absolute()) if isinstance(typed, Path) else value
-    return kept
-
-
-def _pack(job: _Job, staging: Staging) -> Written:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+def _copied(job: _Job, target: Target, source: Source, files: Mapping[str, bytes], wish: str) -> Copy:
+    terms = Terms(job.limits, job.checkpoint, progress=job.progress)
     try:
-        fd = os.open(BUNDLE_NAME, flags, 0o644, dir_fd=staging.fd)
-    except OSError as error:
-        raise from_os_error(error, f"creating a file in {quoted(str(staging.folder))}") from error
-    try:
-        return write_bundle(job.tree, job.manifest, fd, progress=job.progress)
-    finally:
-        os.close(fd)
-
-
-class PackedFile(Source):
-    """An archive that was just written into a private folder of core's or of a server's."""
-
-    def __init__(self, path: Path, written: Written, manifest: Manifest, progress: Progress | None = None) -> None:
-        self._path, self._manifest, self._progress = path, manifest, progress
-        self.size = written.size
-        self.archive_sha256 = written.archive_sha256
-        self.bundle_sha256 = manifest.bundle_sha256
-
-    @contextmanager
-    def open(self) -> Iterator[ReadStream]:
-        """Starts reading from the beginning."""
-        try:
-            file = self._path.open("rb", buffering=0)
-        except OSError as error:
-            raise from_os_error(error, f"reading {quoted(str(self._path))}") from error
-        with file:
-            yield _CheckedFile(file, self.archive_sha256, self.size, self._progress)
-
-    @property
-    def manifest(self) -> bytes:
-        """The manifest's bytes."""
-        return self._manifest.raw
-
-    @property
-    def local_path(self) -> Path | None:
-        """The file itself."""
-        return self._path
-
-
-class _CheckedFile:
-    """Raises instead of ending when the bytes are not those that were written."""
-
-    def __init__(self, file: ReadStream, sha256: str, size: int, progress: Progress | None) -> None:
-        self._file, self._sha256, self._size, self._progress = file, sha256, size, progress
-        self._digest = hashlib.sha256()
-        self._count = 0
-
-    def read(self, size: int, /) -> bytes:
-        data = self._file.read(size)
-        self._digest.update(data)
-        self._count += len(data)
-        if self._progress:
-            self._progress("sending", self._count, self._size)
-        if not data and size and self._digest.hexdigest() != self._sha256:
-            raise IntegrityError("the archive changed on the disk while it was being read")
-        return data
-
-
-def _description(manifest: Manifest) -> dict[str, str]:
-    license_name = manifest.publish.get("license")
-    return {"license": license_name} if isinstance(license_name, str) else {}
-
-
-def _previous(store: Backend, before: Record | None) -> Artifact | None:
-    """What this checkpoint published there last, by place and digest: the place may hold something else by now."""
-    if before is None or before.backend != store.name or not before.ref:
-        return None
-    try:
-        locator = store.resolve(before.ref)
-    except (NotFound, Unsupported):  # gone, or of another installation of this kind of store
-        return None
-    return Artifact(locator, archive_sha256=before.archive_sha256, bundle_sha256=before.bundle_sha256)
+        target.ready(None, job.warn)
+        told = description(job.manifest, files, job.checkpoint, full=target.store.describes)
+        return make_copy(target, source, terms, wish=wish, description=told)
+    except AriError as error:
+        return target.failed(error)
 
 
 def _resume(before: Record | None, store: Backend) -> Locator | None:
@@ -347,43 +282,44 @@ def _resume(before: Record | None, store: Backend) -> Locator | None:
     return Locator(str(pending.get("locator")))
 
 
-def _note_pending(job: _Job, before: Record | None, store: Backend) -> Callable[[Locator], None]:
+def _note_pending(job: _Job, target: Target) -> Callable[[Locator], None]:
     """Returns what writes down a reserved name before any bytes are sent, so that a second run can resume."""
 
     def note(locator: Locator) -> None:
         pending = {
-            "backend": store.name,
-            "profile": job.profile,
+            "backend": target.store.name,
+            "profile": target.profile,
             "locator": locator,
             "bundle_sha256": job.manifest.bundle_sha256,
             "since": now(),
         }
-        write_record(job.checkpoint, (before or Record()).model_copy(update={"pending": pending}))
+        change_record(job.checkpoint, lambda record: record.model_copy(update={"pending": pending}))
 
     return note
 
 
 def _recorded(
     job: _Job,
-    store: Backend,
-    before: Record | None,
+    target: Target,
+    before: Record,
     artifact: Artifact,
-    written: Written,
+    archive_sha256: str,
     wish: str,
     *,
     created: bool,
 ) -> Record:
+    store = target.store
     ref = store.ref(artifact.locator)
-    archive_sha256 = artifact.archive_sha256 or written.archive_sha256
-    same_place = before is not None and before.ref == ref and before.bundle_sha256 == job.manifest.bundle_sha256
+    archive_sha256 = artifact.archive_sha256 or archive_sha256
+    same_bundle = before.bundle_sha256 == job.manifest.bundle_sha256
+    known = {place.ref: place for place in before.places()} if same_bundle else {}
+    level = known[ref].visibility if ref in known else Visibility.STAGED
     facts = {
         "backend": store.name,
         "ref": ref,
         "bundle_sha256": job.manifest.bundle_sha256,
         "archive_sha256": archive_sha256,
-        "visibility": str(
-            artifact.visibility or (before.visibility if same_place and before else Visibility.STAGED)
-        ),
+        "visibility": str(artifact.visibility or level),
     }
     extra = {"tarball_sha256": archive_sha256, "dryrun": False, "noop": not created}
     rest = {
@@ -391,38 +327,18 @@ def _recorded(
         "dry_run": False,
         "extra": extra,
         "wish": wish,
-        "encoder": ENCODER if created else (before.encoder if before else None),
+        "encoder": ENCODER if created else before.encoder,
         "options": reader_options(store),
-        "settings": job.settings,
-        "profile": job.profile,
+        "settings": kept_settings(store, target.options),
+        "profile": target.profile,
         "pending": None,
     }
-    if before is None:
-        return Record().with_event("published", **facts, **rest)
-    if same_place:
+    if same_bundle and before.ref == ref:
         return before.with_event("published again", **facts, **rest)
-    return before.with_event(
-        "published",
-        **facts,
-        **rest,
-        promoted_at=None,
-        promote_failed_at=None,
-        copies=_copies(before, job.manifest.bundle_sha256),
-    )
-
-
-def _copies(before: Record, bundle_sha256: str) -> list[dict[str, object]]:
-    """The places where this very bundle is already, the last one included; copies of other bundles are history."""
-    if before.bundle_sha256 != bundle_sha256 or not before.ref:
-        return []
-    last = {
-        "backend": before.backend,
-        "ref": before.ref,
-        "archive_sha256": before.archive_sha256,
-        "timestamp": before.timestamp,
-        "options": before.options,
-    }
-    return [*before.copies, last]
+    # The places where this very bundle is already, the last one included; those of other bundles are history.
+    others = sorted(known.values(), key=lambda place: place.ref == before.ref)
+    copies = [place.as_copy() for place in others if place.ref != ref]
+    return before.with_event("published", **facts, **rest, promoted_at=None, promote_failed_at=None, copies=copies)
 
 
 # -- telling -----------------------------------------------------------------------------------------------------
@@ -436,7 +352,9 @@ def clone_command(record: Record) -> str:
     return shlex.join(words)
 
 
-def _result(job: _Job, record: Record, reason: str, *, created: bool) -> PublishResult:
+def _result(
+    job: _Job, record: Record, reason: str, *, created: bool, copies: Sequence[Copy] = ()
+) -> PublishResult:
     return PublishResult(
         record=record,
         checkpoint=job.checkpoint,
@@ -447,4 +365,6 @@ def _result(job: _Job, record: Record, reason: str, *, created: bool) -> Publish
         warnings=tuple(job.warnings),
         latex=rf"\codedigest{{{record.bundle_sha256}}}",
         clone_command=clone_command(record),
+        copies=tuple(copies),
+        error=partly_done("places", [(record.backend, None), *((copy.to, copy.error) for copy in copies)]),
     )

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Final
+from urllib.parse import SplitResult, urlsplit
 
-from ari_core.contract import Backend, Locator, OpenContext
+from ari_core.contract import Artifact, Backend, Locator, OpenContext
 from ari_core.digests import is_sha256, parse_sha256
 from ari_core.errors import (
     ArchiveRefusedError,
@@ -36,6 +36,9 @@ from ari_core.names import BUNDLE_NAME, MANIFEST_NAME, RECORD_NAME, quoted, unsa
 from ari_core.streams import ByteSource, ReadStream
 from ari_core.verification import Report, read_tree_manifest
 from ari_core.workflows.checkpoint import EAR, PUBLISHED
+
+if TYPE_CHECKING:
+    from ari_core.record import Record
 
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 _PINNED: Final = re.compile(r"(?:/artifacts?/|^ari://(?:[^/]+/)?)([0-9a-f]{16,64})/?$")
@@ -98,6 +101,7 @@ class Opened:
         folder: The unpacked folder, or None.
         is_local: Reading it twice costs nothing.
         beside: The folder that the user named, when it is not what was read: its other files were not checked.
+        artifact: What the store says of it: claims. None for a path.
     """
 
     ref: str
@@ -107,30 +111,48 @@ class Opened:
     folder: Path | None
     is_local: bool
     beside: Path | None = None
+    artifact: Artifact | None = None
 
 
-def expectation(expect_sha256: str | None) -> Expected:
-    """Returns what the caller wants compared, before anything is opened.
+def expectation(expect_sha256: str | None, record: Record | None = None) -> Expected:
+    """Returns what the caller wants compared, else what a record says, before anything is opened.
 
     Raises:
-        DigestSpellingError: The digest is misspelt.
+        DigestSpellingError: The caller's digest is misspelt.
     """
-    if expect_sha256 is None:
-        return Expected(None, "none")
-    return Expected(parse_sha256(expect_sha256), "paper")
+    if expect_sha256 is not None:
+        return Expected(parse_sha256(expect_sha256), "paper")
+    if record and is_sha256(record.bundle_sha256):
+        return Expected(record.bundle_sha256, "record")
+    return Expected(None, "none")
 
 
 @contextmanager
 def open_ref(
     ref: str,
     *,
-    expect_sha256: str | None = None,
+    expect_sha256: str | Expected | None = None,
     require_digest: bool = False,
     options: Mapping[str, str] | None = None,
+    wishes: Mapping[str, str] | None = None,
+    recorded: Mapping[str, str] | None = None,
     limits: Limits,
     warn: Callable[[str], None] = lambda _line: None,
+    spool: Path | None = None,
 ) -> Iterator[Opened]:
-    """Resolves a ref for reading; `warn` is told at once what a backend has to say.
+    """Resolves a ref for reading.
+
+    Args:
+        ref: The ref.
+        expect_sha256: The bundle digest printed in the paper, or what `expectation` made of one.
+        require_digest: Makes it an error when there is no digest to compare with.
+        options: Settings of the backend.
+        wishes: More of them, for backends that know such a setting.
+        recorded: Options that stand beside the ref in a record. It may be a stranger's, so with them (though there
+            are none) the ref is opened without the user's credentials. None: the user named the ref.
+        limits: Upper bounds.
+        warn: Told at once what a backend has to say.
+        spool: See `OpenContext`.
 
     Raises:
         DigestSpellingError: `expect_sha256` is misspelt; nothing was opened.
@@ -139,45 +161,94 @@ def open_ref(
         UnknownBackend: No backend knows the scheme.
         AriError: As backends say.
     """
-    expected = expectation(expect_sha256)
+    expected = expect_sha256 if isinstance(expect_sha256, Expected) else expectation(expect_sha256)
     with ExitStack() as stack:
         try:
-            opened = _Opening(options or {}, limits, stack, warn).open(ref, expected)
+            opening = _Opening(options or {}, wishes or {}, limits, stack, OpenContext(warn=warn, spool=spool))
+            opened = opening.open(ref, expected) if recorded is None else opening.copy(ref, recorded, expected)
             if require_digest and opened.expected.bundle_sha256 is None:
                 raise NotAnchoredError(f"there is no digest to compare {quoted(ref)} with")
             yield opened
         except ArchiveRefusedError as error:
-            error.enclose(before=f"{quoted(_without_secrets(ref))}: ")
+            error.enclose(before=f"{quoted(without_secrets(ref))}: ")
             raise
+
+
+def find_record(ref: str, limits: Limits) -> tuple[Path, Record] | None:
+    """Returns the checkpoint that a ref means, and its record, or None when it means something else.
+
+    Where the published copy was deleted, it is the record as seen from the first of its copies.
+
+    Raises:
+        UsageError: It cannot be told what it means.
+        CheckpointNotFoundError: The record names no copy.
+        AriError: The record cannot be read.
+    """
+    path = local_path(ref)
+    checkpoint = None if path is None else _checkpoint(path, limits)
+    if checkpoint is None:
+        return None
+    from ari_core.record import read_record  # noqa: PLC0415 - pydantic, which nothing else here needs
+
+    record = read_record(checkpoint)
+    if record is not None and not record.ref and record.copies:
+        first = record.model_copy(update={"copies": record.copies[:1]}).places()[0]
+        record = first.model_copy(update={"copies": record.copies[1:]})
+    if record is None or not record.ref:
+        what = quoted(str(checkpoint / RECORD_NAME))
+        raise CheckpointNotFoundError(f"{what} names no published copy", hint="publish first")
+    return checkpoint, record
+
+
+def _checkpoint(path: Path, limits: Limits) -> Path | None:
+    """Returns the folder with the record that a path means, or None when it means something else."""
+    if path.name == RECORD_NAME and path.is_file():
+        return path.parent
+    if not path.is_dir() or not (path / RECORD_NAME).is_file() or _is_stored_artifact(path):
+        return None
+    if os.path.lexists(path / MANIFEST_NAME) and not _holds_only_stored_files(path):
+        if not ((path / PUBLISHED).is_dir() or (path / EAR).is_dir()):
+            return None
+        if _may_be_unpacked_bundle(path, limits):
+            # Guessing could check one thing while the user looks at the other.
+            raise UsageError(
+                f"{quoted(str(path))} is a checkpoint and an unpacked bundle at once",
+                hint=f"name what you mean: {BUNDLE_NAME}, {PUBLISHED}/ or {RECORD_NAME} in it",
+            )
+    return path
 
 
 class _Opening:
     """One ref on its way to something readable."""
 
     def __init__(
-        self, options: Mapping[str, str], limits: Limits, stack: ExitStack, warn: Callable[[str], None]
+        self,
+        options: Mapping[str, str],
+        wishes: Mapping[str, str],
+        limits: Limits,
+        stack: ExitStack,
+        context: OpenContext,
     ) -> None:
-        self._options, self._limits, self._stack = options, limits, stack
+        self._options, self._wishes, self._limits, self._stack = options, wishes, limits, stack
         self._given = options  # until a record leads elsewhere
-        self._context = OpenContext(warn=warn)
+        self._context = context
         self._recorded: Mapping[str, str] = {}
 
     def open(self, ref: str, expected: Expected) -> Opened:
         path = local_path(ref)
         if path is None:
             return self._remote(ref, expected)
+        if found := find_record(ref, self._limits):
+            return self._published(*found, expected)
         if self._given:
             raise UsageError(
                 f"a path takes no settings, but '{escape(next(iter(self._given)))}' is given",
                 hint="settings are for refs with a scheme, such as https://",
             )
         if path.is_dir():
-            # What no folder of ours but a stored artifact's has.
-            if (path / "meta.json").exists() and _claimed_exactly(path):
+            if _is_stored_artifact(path):
                 return self._remote(file_ref(path.absolute()) + "/", expected)
             return self._folder(path, expected)
-        if path.name == RECORD_NAME and path.is_file():
-            return self._record(path, expected)
         if not path.exists() and not path.is_symlink():
             if path.parent.is_dir() and _claimed_exactly(path):  # more, or fewer, digits of an id than are stored
                 return self._remote(file_ref(path.absolute()) + "/", expected)
@@ -188,19 +259,8 @@ class _Opening:
 
     def _folder(self, path: Path, expected: Expected) -> Opened:
         name = path.resolve().name
-        has_record = (path / RECORD_NAME).is_file()
         if os.path.lexists(path / MANIFEST_NAME) and not _holds_only_stored_files(path):
-            is_checkpoint = has_record and ((path / PUBLISHED).is_dir() or (path / EAR).is_dir())
-            if not is_checkpoint:
-                return Opened(file_ref(path.absolute()), name, expected, None, path, is_local=True)
-            if _may_be_unpacked_bundle(path, self._limits):
-                # Guessing could check one thing while the user looks at the other.
-                raise UsageError(
-                    f"{quoted(str(path))} is a checkpoint and an unpacked bundle at once",
-                    hint=f"name what you mean: {BUNDLE_NAME}, {PUBLISHED}/ or {RECORD_NAME} in it",
-                )
-        if has_record:
-            return self._record(path / RECORD_NAME, expected)
+            return Opened(file_ref(path.absolute()), name, expected, None, path, is_local=True)
         inner = path / PUBLISHED
         if (inner / MANIFEST_NAME).is_file():
             return Opened(file_ref(inner.absolute()), name, expected, None, inner, is_local=True, beside=path)
@@ -219,49 +279,58 @@ class _Opening:
             hint="give the archive, the folder it was unpacked to, or the checkpoint it was published from",
         )
 
-    def _record(self, path: Path, expected: Expected) -> Opened:
-        from ari_core.record import read_record  # noqa: PLC0415 - pydantic, which nothing else here needs
-
-        record = read_record(path.parent)
-        if record is None or not record.ref:
-            raise CheckpointNotFoundError(f"{quoted(str(path))} names no published copy", hint="publish first")
-        if expected.bundle_sha256 is None and is_sha256(record.bundle_sha256):
-            expected = Expected(record.bundle_sha256, "record")
-        target = local_path(record.ref)
-        if target is not None and (target.name == RECORD_NAME or (target / RECORD_NAME).exists()):
-            raise UsageError(f"{quoted(str(path))} names a checkpoint, not a published copy")
-        # The folder may be a stranger's: their choice of a host must not get the reader's tokens.
-        self._context = replace(self._context, anonymous=True)
-        self._recorded = record.options
-        self._given = {}
+    def _published(self, checkpoint: Path, record: Record, expected: Expected) -> Opened:
+        if expected.bundle_sha256 is None:
+            expected = expectation(None, record)
         try:
-            return replace(self.open(record.ref, expected), beside=path.parent)
+            return replace(self.copy(record.ref, record.options, expected), beside=checkpoint)
         except NotFound as error:
             raise NotFound(
-                f"{quoted(str(path))} names {quoted(record.ref)}, which is not there",
+                f"{quoted(str(checkpoint / RECORD_NAME))} names {quoted(record.ref)}, which is not there",
                 hint="is its disk plugged in? else give another copy",
             ) from error
 
+    def copy(self, ref: str, recorded: Mapping[str, str], expected: Expected) -> Opened:
+        """Opens a ref that stands in a record, with the options beside it."""
+        target = local_path(ref)
+        if target is not None and (target.name == RECORD_NAME or (target / RECORD_NAME).exists()):
+            raise UsageError(f"the record names a checkpoint, {quoted(ref)}, and not a published copy")
+        # The record may be a stranger's: their choice of a host must not get the reader's tokens.
+        self._context = replace(self._context, anonymous=True)
+        self._recorded = recorded
+        self._given = {}
+        return self.open(ref, expected)
+
     def _remote(self, ref: str, expected: Expected) -> Opened:
         from ari_core.plugins import load_plugins  # noqa: PLC0415 - a local file needs no plugin
-        from ari_core.settings import open_for_ref  # noqa: PLC0415
+        from ari_core.settings import fields_of, open_for_ref  # noqa: PLC0415
         from ari_core.wrappers import patient  # noqa: PLC0415
 
-        backend = patient(open_for_ref(ref, self._options, self._context, load_plugins(), recorded=self._recorded))
+        plugins = load_plugins()
+        options = self._options
+        if self._wishes:
+            known = fields_of(plugins.load_class(plugins.select(ref)).Settings)
+            options = {**{key: value for key, value in self._wishes.items() if key in known}, **options}
+        backend = patient(open_for_ref(ref, options, self._context, plugins, recorded=self._recorded))
         self._stack.callback(backend.close)
         locator = backend.resolve(ref)
         artifact = backend.stat(locator)
-        pinned = _PINNED.search(urlsplit(ref)._replace(query="", fragment="").geturl())
-        prefix = pinned[1] if pinned else ""
+        prefix = pinned_id(ref)
         expected = Expected(
             expected.bundle_sha256,
             "archive-id" if prefix and expected.bundle_sha256 is None else expected.anchored_by,
             prefix,
             artifact.archive_sha256,
         )
-        name = _stem(Path(urlsplit(ref).path).name)
         source = BackendSource(backend, locator, artifact.size)
-        return Opened(backend.ref(locator), name, expected, source, None, is_local=False)
+        return Opened(
+            backend.ref(locator), name_of(ref), expected, source, None, is_local=False, artifact=artifact
+        )
+
+
+def _is_stored_artifact(path: Path) -> bool:
+    """Says whether a folder is an artifact of a store: it holds what no other folder of ours does."""
+    return (path / "meta.json").exists() and _claimed_exactly(path)
 
 
 def _holds_only_stored_files(path: Path) -> bool:
@@ -371,12 +440,35 @@ def local_path(ref: str) -> Path | None:
         return Path(ref)
 
 
-def _without_secrets(ref: str) -> str:
+def pinned_id(ref: str) -> str:
+    """Returns the leading digits of the archive digest that a ref names, or ""."""
+    parts = _split(ref)
+    pinned = parts and _PINNED.search(parts._replace(query="", fragment="").geturl())
+    return pinned[1] if pinned else ""
+
+
+def name_of(ref: str) -> str:
+    """Returns a default destination for what a ref names."""
+    parts = _split(ref)
+    return _stem(Path(parts.path).name if parts else "")
+
+
+def without_secrets(ref: str) -> str:
     """Returns a ref for a message: without a URL's query, which may be a key, and without user and password."""
-    if "://" not in ref:
+    scheme, separator, _ = ref.partition("://")
+    if not separator:
         return ref
-    parts = urlsplit(ref)
+    parts = _split(ref)
+    if parts is None:
+        return f"{scheme}://…"
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
+def _split(ref: str) -> SplitResult | None:
+    try:
+        return urlsplit(ref)
+    except ValueError:
+        return None
 
 
 def _stem(name: str) -> str:

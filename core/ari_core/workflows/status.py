@@ -26,6 +26,7 @@ class StatusResult:
         has_ear: Whether there is ``ear/``.
         curated_sha256: Bundle digest of ``ear_published/``, or None.
         record: The publish record, or None.
+        copies: The record as it is seen from each further place.
         published_is_curated: Whether what is published is what is curated now.
         embargo_ends: Day on which an embargo ends, or None.
         curation_interrupted: A curation stopped half-way; the next one mends it.
@@ -35,6 +36,7 @@ class StatusResult:
     has_ear: bool
     curated_sha256: str | None
     record: Record | None
+    copies: tuple[Record, ...]
     published_is_curated: bool
     embargo_ends: date | None
     curation_interrupted: bool
@@ -61,6 +63,7 @@ def status(checkpoint: str | Path | None = None, *, limits: Limits | None = None
         has_ear=(folder / EAR).is_dir(),
         curated_sha256=curated,
         record=record,
+        copies=tuple(place for place in record.places() if place.ref != record.ref) if record else (),
         published_is_curated=bool(record and record.ref and record.bundle_sha256 == curated),
         embargo_ends=embargo_end(record.wish) if record else None,
         curation_interrupted=was_interrupted(folder, PUBLISHED),

@@ -1,0 +1,502 @@
+"""Putting one verified archive into a further store, and noting in the checkpoint's record that it is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from ari_core.contract import (
+    Artifact,
+    Backend,
+    Capabilities,
+    Locator,
+    NewArtifact,
+    OpenContext,
+    Source,
+    SupportsProviderChecksum,
+    Visibility,
+)
+from ari_core.errors import (
+    AriError,
+    IntegrityError,
+    NotFound,
+    PartlyDoneError,
+    Unsupported,
+    UsageError,
+)
+from ari_core.limits import Limits
+from ari_core.names import quoted
+from ari_core.plugins import LoadedPlugins, load_plugins
+from ari_core.record import Record, change_record, now, read_record
+from ari_core.settings import is_secret, open_backend, reader_options
+from ari_core.streams import Progress
+from ari_core.verification import check_archive
+from ari_core.verifying import VerifyingSource
+from ari_core.wish import embargo_end
+from ari_core.workflows.refs import BackendSource
+from ari_core.workflows.spool import PackedFile
+from ari_core.wrappers import patient
+
+REHASHED: Final = "re-hashed"
+CHECKSUM: Final = "provider-checksum"
+SIZE: Final = "size"
+PRESENT: Final = "present"
+"""How well it is known what a store holds now, best first. Evidence is never upgraded."""
+
+PUBLISHING: Final = ("published", "published again")
+COPIED: Final = "copied"
+"""Events of the history that tell of a place where the bundle was stored."""
+
+_STORED: Final = (*PUBLISHING, COPIED)
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """What became of one copy.
+
+    Attributes:
+        to: The backend or profile that was asked for.
+        backend: The backend.
+        ref: Where the copy is; "" if there is none.
+        created: False when it was there already.
+        archive_sha256: Digest of the archive that is there, as far as is known.
+        visibility: Its level.
+        enforced: Whether the store acts on levels.
+        evidence: ``re-hashed``, ``provider-checksum``, ``size`` or ``present``; "" if there is no copy.
+        recorded: Whether it stands in a checkpoint's record.
+        error: Why it is not there, or not as it was asked for.
+    """
+
+    to: str
+    backend: str
+    ref: str = ""
+    created: bool = False
+    archive_sha256: str | None = None
+    visibility: str = ""
+    enforced: bool = False
+    evidence: str = ""
+    recorded: bool = False
+    error: AriError | None = None
+
+
+def partly_done(what: str, outcomes: Iterable[tuple[str, AriError | None]]) -> AriError | None:
+    """Returns the error of several things of which some failed, or None.
+
+    Args:
+        what: Names them, after a number: ``"copies"``.
+        outcomes: Name and error of each.
+    """
+    every = list(outcomes)
+    failed = [(name, error) for name, error in every if error]
+    if not failed:
+        return None
+    first = failed[0][1]
+    if len(every) == 1:
+        return first
+    told = "; ".join(f"{name}: {error.message}" for name, error in failed)
+    if len(failed) == len(every):
+        first.message = f"none of {len(every)} {what}: {told}"
+        first.args = (first.message,)
+        return first
+    return PartlyDoneError(f"{len(failed)} of {len(every)} {what} failed: {told}")
+
+
+# -- targets -----------------------------------------------------------------------------------------------------
+
+
+def split_options(
+    options: Mapping[str, str], names: Sequence[str], default: str | None
+) -> dict[str, dict[str, str]]:
+    """Sorts settings by whom they are for: ``NAME.key`` is for NAME, ``key`` for the default.
+
+    Raises:
+        UsageError: It cannot be told, or there is no such name.
+    """
+    found: dict[str, dict[str, str]] = {name: {} for name in names}
+    if default is not None:
+        found.setdefault(default, {})
+    for key, value in options.items():
+        owner = max((name for name in names if key.startswith(f"{name}.")), key=len, default=None)
+        if owner is not None:
+            found[owner][key.removeprefix(f"{owner}.")] = value
+        elif "." not in key and default is not None:
+            found[default][key] = value
+        else:
+            known = ", ".join(f"{name}.{key.rpartition('.')[2]}" for name in names)
+            raise UsageError(
+                f"{quoted(key)}: for which of the stores is this setting?",
+                hint=f"one of: {known}" if known else "leave out what is before the dot",
+            )
+    return found
+
+
+def kept_settings(store: Backend, options: Mapping[str, str]) -> dict[str, str]:
+    """Returns what of ``-o`` goes into the record: no secret, and paths that hold from any folder.
+
+    Of what decides about trust only what readers need; who has credentials is asked again.
+    """
+    kept = {}
+    left_out = set(store.trust_settings).difference(store.reader_settings)
+    for key, value in options.items():
+        if not is_secret(store.Settings, key) and key not in left_out:
+            typed = getattr(store.settings, key, None)
+            kept[key] = str(typed.absolute()) if isinstance(typed, Path) else value
+    return kept
+
+
+@dataclass(slots=True)
+class Target:
+    """A store that a copy goes to.
+
+    Attributes:
+        name: The backend or profile that was asked for.
+        store: The store.
+        options: What was given with ``-o``.
+        able: What it can do; known once it is `ready`.
+    """
+
+    name: str
+    store: Backend
+    options: Mapping[str, str] = field(repr=False)
+    able: Capabilities = field(default_factory=Capabilities)
+
+    @property
+    def profile(self) -> str | None:
+        """The profile, if it is one."""
+        return None if self.name == self.store.name else self.name
+
+    def ready(self, visibility: Visibility | None, warn: Callable[[str], None]) -> None:
+        """Checks before anything is read that the store takes what will come.
+
+        Raises:
+            Unsupported: It stores nothing, or has no such level.
+            AriError: It cannot be reached.
+        """
+        self.able = require_put(self.store, warn)
+        require_level(self.able, visibility)
+
+    def failed(self, error: AriError) -> Copy:
+        """Returns the outcome of a copy that was not made."""
+        return Copy(self.name, self.store.name, error=error)
+
+
+def open_targets(
+    names: Sequence[str],
+    options: Mapping[str, Mapping[str, str]],
+    context: OpenContext,
+    stack: ExitStack,
+    plugins: LoadedPlugins | None = None,
+) -> list[Target]:
+    """Opens stores to copy to; they close with `stack`.
+
+    Raises:
+        UsageError: One is named twice.
+        PluginError: There is no such backend.
+        ConfigurationError: A setting is wrong.
+    """
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(
+            f"{quoted(twice[0])} is named twice", hint="name each place once; profiles tell them apart"
+        )
+    plugins = plugins or load_plugins()
+    return [
+        Target(name, stack.enter_context(patient(open_backend(name, given, context, plugins))), given)
+        for name in names
+        for given in [options.get(name, {})]
+    ]
+
+
+def require_put(store: Backend, warn: Callable[[str], None]) -> Capabilities:
+    """Returns what a store can do, and warns if it keeps nobody from reading.
+
+    Raises:
+        Unsupported: It stores nothing.
+        AriError: It cannot be reached.
+    """
+    able = store.probe()
+    if not able.put:
+        raise Unsupported(
+            f"'{store.name}' stores nothing here: it only reads",
+            hint="choose a backend that stores, such as local-tarball",
+        )
+    if able.visibility != "enforced":
+        warn(f"'{store.name}' keeps nobody from reading: whoever reaches the place can read the bundle")
+    return able
+
+
+def has_level(able: Capabilities, level: Visibility) -> bool:
+    """Says whether a store can bring an artifact to a level, if only by writing it down."""
+    return able.visibility == "none" or level in {Visibility.STAGED, *able.levels}
+
+
+def require_level(able: Capabilities, level: Visibility | None) -> None:
+    """Checks before any change that a store has a level.
+
+    Raises:
+        Unsupported: It does not.
+    """
+    if level is not None and not has_level(able, level):
+        known = ", ".join(known for known in Visibility if known in able.levels)
+        raise Unsupported(f"this store has no level '{level}', only: {known}")
+
+
+def require_no_embargo(wish: str | None, able: Capabilities, hint: str) -> None:
+    """Checks that an embargo does not forbid to raise the level now.
+
+    Raises:
+        UsageError: It does.
+    """
+    end = embargo_end(wish)
+    if end and end > datetime.now(UTC).date() and not able.embargo:
+        raise UsageError(f"the bundle is under an embargo until {end.isoformat()}", hint=hint)
+
+
+# -- what was stored before --------------------------------------------------------------------------------------
+
+
+def previous_place(store: Backend, record: Record | None, *first: str) -> Artifact | None:
+    """Returns what this checkpoint stored in such a store last, by place and digest.
+
+    The place may hold something else by now.
+
+    Args:
+        store: The store.
+        record: Of the checkpoint.
+        first: Events of the history that count more than later ones of another kind.
+    """
+    if record is None:
+        return None
+    # What is in `ref` comes last in the history, unless the record is older than histories.
+    last = {**record.as_copy(), "event": "published", "bundle_sha256": record.bundle_sha256}
+    told = [line for line in [last, *record.history] if line.get("event") in _STORED]
+    here = [line for line in told if line.get("backend") == store.name and line.get("ref")]
+    if not here:
+        return None
+    _, known = max(enumerate(here), key=lambda item: (item[1]["event"] in first, item[0]))
+    try:
+        locator = store.resolve(str(known["ref"]))
+    except (NotFound, Unsupported):  # gone, or of another installation of this kind of store
+        return None
+    return Artifact(locator, archive_sha256=known.get("archive_sha256"), bundle_sha256=known.get("bundle_sha256"))
+
+
+# -- one copy ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Under which terms copies are made.
+
+    Attributes:
+        limits: Bounds for what is read back.
+        checkpoint: Whose record notes them; None: nowhere.
+        visibility: Level to raise them to; None: they stay as they are.
+        reread: Read them back.
+        replace: Let them take the place of another bundle that is in the way.
+        progress: Told how far it is.
+    """
+
+    limits: Limits
+    checkpoint: Path | None = None
+    visibility: Visibility | None = None
+    reread: bool = False
+    replace: bool = False
+    progress: Progress | None = None
+
+
+def make_copy(
+    target: Target, source: Source, terms: Terms, *, wish: str | None, description: Mapping[str, Any]
+) -> Copy:
+    """Stores an archive in one more place and looks what arrived.
+
+    Args:
+        target: Where; `Target.ready` was called.
+        source: The archive. What it raises passes through.
+        terms: How.
+        wish: What the author wants in the end, if that is known.
+        description: For `NewArtifact`.
+
+    Returns:
+        The outcome; an error in it is about what came after storing.
+
+    Raises:
+        AriError: It was not stored.
+    """
+    return _Copying(target, source, terms, wish, description).run()
+
+
+class _Copying:
+    """One copy on its way."""
+
+    def __init__(
+        self, target: Target, source: Source, terms: Terms, wish: str | None, description: Mapping[str, Any]
+    ) -> None:
+        self._target, self._store, self._source, self._terms = target, target.store, source, terms
+        self._wish, self._description = wish, description
+
+    def run(self) -> Copy:
+        store, source = self._store, self._source
+        record = read_record(self._terms.checkpoint) if self._terms.checkpoint else None
+        artifact, created = store.put(
+            source,
+            NewArtifact(
+                created=datetime.now(UTC),
+                wish=wished_level(self._wish),
+                embargo=embargo_end(self._wish),
+                description=self._description,
+                previous=previous_place(store, record, COPIED),
+                replace=self._terms.replace,
+            ),
+            resume=self._resume(record),
+            on_reserved=self._note_reserved,
+        )
+        if isinstance(source, VerifyingSource):
+            source.finish()
+        ref = store.ref(artifact.locator)
+        try:
+            evidence = self._look(artifact, created=created)
+        except AriError as error:
+            error.enclose(before=f"{quoted(ref)} does not hold what was sent: ")
+            raise
+        copy = Copy(
+            self._target.name,
+            store.name,
+            ref=ref,
+            created=created,
+            archive_sha256=artifact.archive_sha256 or (source.archive_sha256 if created else None),
+            visibility=str(artifact.visibility or _known_level(record, ref)),
+            enforced=self._target.able.visibility == "enforced",
+            evidence=evidence,
+        )
+        copy = self._recorded(copy)
+        try:
+            return self._raised(copy, artifact.locator)
+        except AriError as error:
+            return replace(copy, error=error)
+
+    # -- what arrived --
+
+    def _look(self, artifact: Artifact, *, created: bool) -> str:
+        store, source = self._store, self._source
+        found = store.stat(artifact.locator)
+        same = (
+            created or artifact.archive_sha256 == source.archive_sha256
+        )  # else the same bundle, packed otherwise
+        claims = [(found.bundle_sha256, source.bundle_sha256)]
+        if same:
+            claims += [(found.archive_sha256, source.archive_sha256)]
+            _require_equal("bytes", found.size, source.size)
+        for claim, truth in claims:
+            _require_equal("as its SHA-256", claim, truth)
+        if self._terms.reread:
+            self._read_back(artifact, found.size, same=same)
+            return REHASHED
+        if same and self._has_checksum(artifact.locator):
+            return CHECKSUM
+        return SIZE if same and found.size is not None else PRESENT
+
+    def _read_back(self, artifact: Artifact, size: int | None, *, same: bool) -> None:
+        stored = BackendSource(self._store, artifact.locator, size)
+        report = check_archive(stored, limits=self._terms.limits, progress=self._terms.progress)
+        report.require_digest(self._source.bundle_sha256)
+        if same:
+            _require_equal("as its SHA-256", report.archive_sha256, self._source.archive_sha256)
+
+    def _has_checksum(self, locator: Locator) -> bool:
+        """Says whether the provider has a checksum to compare with, and compares it."""
+        provider = self._store.optional(SupportsProviderChecksum)
+        if provider is None:
+            return False
+        try:
+            algorithm, digits = provider.provider_checksum(locator)
+        except Unsupported:
+            return False
+        own = self._source.archive_sha256 if algorithm == "sha256" else None
+        if own is None and isinstance(self._source, PackedFile):
+            own = self._source.checksum(algorithm)
+        _require_equal(f"as its {algorithm}", digits if own else None, own)
+        return own is not None
+
+    def _raised(self, copy: Copy, locator: Locator) -> Copy:
+        level, checkpoint = self._terms.visibility, self._terms.checkpoint
+        if level is None or level.rank <= Visibility(copy.visibility).rank:
+            return copy
+        if self._target.able.visibility != "none":
+            level = self._store.raise_visibility(locator, level)
+        if checkpoint:
+            change_record(checkpoint, lambda record: record.with_level(copy.ref, str(level)))
+        return replace(copy, visibility=str(level))
+
+    # -- the record --
+
+    def _resume(self, record: Record | None) -> Locator | None:
+        pending = next(filter(self._is_ours, record.pending_copies), None) if record else None
+        return Locator(str(pending.get("locator"))) if pending else None
+
+    def _is_ours(self, pending: Mapping[str, Any]) -> bool:
+        return (pending.get("backend"), pending.get("profile")) == (self._store.name, self._target.profile)
+
+    def _note_reserved(self, locator: Locator) -> None:
+        """Writes down a reserved name before any bytes are sent, so that a second run can resume."""
+        if self._terms.checkpoint is None:
+            return
+        pending = {
+            "backend": self._store.name,
+            "profile": self._target.profile,
+            "locator": locator,
+            "bundle_sha256": self._source.bundle_sha256,
+            "since": now(),
+        }
+        change_record(
+            self._terms.checkpoint,
+            lambda record: record.model_copy(update={"pending_copies": [*self._others_pending(record), pending]}),
+        )
+
+    def _others_pending(self, record: Record) -> list[dict[str, Any]]:
+        return [pending for pending in record.pending_copies if not self._is_ours(pending)]
+
+    def _recorded(self, copy: Copy) -> Copy:
+        if self._terms.checkpoint is None:
+            return copy
+        place = {
+            "backend": copy.backend,
+            "ref": copy.ref,
+            "archive_sha256": copy.archive_sha256,
+            "visibility": copy.visibility,
+            "timestamp": now(),
+            "options": reader_options(self._store),
+            "settings": kept_settings(self._store, self._target.options),
+            "profile": self._target.profile,
+        }
+
+        def change(record: Record) -> Record:
+            record = record.model_copy(update={"pending_copies": self._others_pending(record)})
+            if copy.ref == record.ref:  # where it was published to
+                return record
+            is_new = copy.ref not in {known.get("ref") for known in record.copies}
+            return record.with_copy(place, COPIED if is_new else None)
+
+        change_record(self._terms.checkpoint, change)
+        return replace(copy, recorded=True)
+
+
+def wished_level(wish: str | None) -> Visibility | None:
+    """Returns the level that a wish amounts to in the end: of an embargo, public."""
+    if wish is None:
+        return None
+    return Visibility(wish) if wish in set(Visibility) else Visibility.PUBLIC
+
+
+def _known_level(record: Record | None, ref: str) -> str:
+    """Returns the level that stands in the record for a place whose store remembers none."""
+    known = {place.ref: place.visibility for place in record.places()} if record else {}
+    return known.get(ref, Visibility.STAGED)
+
+
+def _require_equal(what: str, claim: object, truth: object) -> None:
+    if claim not in {None, truth}:
+        raise IntegrityError(f"it has {claim} {what}, but {truth} was sent")
