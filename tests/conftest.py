@@ -21,12 +21,15 @@ def pytest_cmdline_main(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("--long"):
-        return
-    skip = pytest.mark.skip(reason="a long campaign: run with --long")
+    left_out = {}
+    if not config.getoption("--long"):
+        left_out["long"] = pytest.mark.skip(reason="a long campaign: run with --long")
+        if os.environ.get("ARI_TEST_REQUIRE") != "all":
+            left_out["in_ci"] = pytest.mark.skip(reason="not for every day: with ARI_TEST_REQUIRE=all, as in CI")
     for item in items:
-        if item.get_closest_marker("long"):
-            item.add_marker(skip)
+        for marker, skip in left_out.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(skip)
 
 
 def pytest_runtest_setup(item):

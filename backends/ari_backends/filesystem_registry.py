@@ -112,6 +112,7 @@ class FilesystemRegistry(StoredLayout):
     ) -> None:
         """Keeps the settings. Only tests give `id_digits`: fewer than 16, so that ids collide."""
         super().__init__(settings, context)
+        self._made = False
         self.id_digits = id_digits or settings.id_digits
 
     # -- the contract, as far as the layout leaves it --
@@ -192,7 +193,9 @@ class FilesystemRegistry(StoredLayout):
     # -- optional protocols --
 
     def workdir(self) -> Path:
-        """Returns the root, so that an archive built there only has to be linked; creates it, but none above it.
+        """Returns the root, so that an archive built there only has to be linked.
+
+        It is created, but none above it; and not a second time: a disk that went away would be hidden.
 
         Raises:
             InvalidConfiguration: None is configured, or it is not a folder, or cannot become one.
@@ -200,7 +203,10 @@ class FilesystemRegistry(StoredLayout):
         """
         with self._errors():
             root = self._root()
+            if self._made and not root.is_dir():
+                raise unplugged(root)
             make_folder(root, _ANOTHER)
+            self._made = True
             return root
 
     def local_path(self, locator: Locator) -> Path:

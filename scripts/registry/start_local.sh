@@ -108,6 +108,19 @@ lock() {
     flock -w "$wait" 9 || fail "another ${0##*/} is still busy with $data"
 }
 
+# What a server was told, from its environment on stdin and its options; a client's variables are not among that.
+told() {
+    tr '\0' '\n' | grep -aE '^(ARI_REGISTRY|ARI_S3|AWS)_' | grep -avE '^ARI_REGISTRY_(URL|TOKEN|NAME)=' | sort || true
+    printf '%s\n' "$@"
+}
+# Succeeds when the running one was told the same as this one would be, or when that is not to be seen.
+same_settings() {
+    local options
+    mapfile -d '' -t options <"/proc/$pid/cmdline" && [ -r "/proc/$pid/environ" ] || return 0
+    while [ "${#options[@]}" -gt 0 ] && [ "${options[0]}" != --host ]; do options=("${options[@]:1}"); done
+    [ "$(told "${options[@]}" <"/proc/$pid/environ")" = "$(env -0 | told --host "$host" --port "$port" "$@")" ]
+}
+
 wait_until_ready() {
     local end=$((SECONDS + wait))
     until ready; do
@@ -142,6 +155,8 @@ start() {
         wait_until_ready || fail "it has just ended; the end of $log:"$'\n'"$(tail -n 20 -- "$log")"
     fi
     say "$state at $url (pid $pid, data $data, log $log)"
+    [ "$state" = running ] || same_settings "$@" ||
+        say "with other settings than those given now: '${0##*/} restart' applies them"
     [ "$(command -v ari)" -ef "$ari" ] || [ -n "${ARI-}" ] ||
         say "to have its \`ari\` here: . $(printf %q "${ari%/ari}/activate")"
 }

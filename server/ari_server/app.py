@@ -188,6 +188,7 @@ def _add(app: FastAPI, route: Route) -> None:
 
 def _judge(request: Request, registry: Registry, permission: Permission) -> Call:
     """Says who asks about what, if they may."""
+    registry.require_data()
     digits = request.path_params.get("id")
     if digits is not None and not _is_id(digits, registry.least):
         raise NotFound(f"no artifact has such an id: it is {ID_DIGITS} to {MOST_DIGITS} digits of 0-9 and a-f")

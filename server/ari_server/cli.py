@@ -197,6 +197,11 @@ def db() -> None:
     """Bring the tables of the databases up to date, or check them.
 
     Files are brought up to date whenever they are opened; PostgreSQL only by `upgrade`.
+
+    \b
+    Examples:
+      ari registry db check
+      ari registry db upgrade
     """
 
 
@@ -258,7 +263,14 @@ def _require_data(config: ServerConfig) -> None:
 
 @app.group()
 def token() -> None:
-    """Issue, revoke and list the tokens of users."""
+    """Issue, revoke and list the tokens of users.
+
+    \b
+    Examples:
+      ari registry token issue alice
+      ari registry token list
+      ari registry token revoke 0123456789abcdef
+    """
 
 
 @token.command()

@@ -23,10 +23,9 @@ DATA_VARIABLE: Final = PREFIX + "DATA"
 DEFAULT_BACKEND: Final = "filesystem-registry"
 DEPRECATED_DATA: Final = ".ari/registry-data"
 
-# Read by others: the client, the command line and docker-compose.yml.
-_NOT_OURS: Final = frozenset(
-    PREFIX + name for name in ("URL", "TOKEN", "NAME", "HOST", "PORT", "WORKERS", "PUBLISH")
-)
+_OF_SERVE: Final = tuple(PREFIX + name for name in ("HOST", "PORT", "WORKERS"))
+# Read by others: the command line, the client and docker-compose.yml.
+_NOT_OURS: Final = frozenset((*_OF_SERVE, *(PREFIX + name for name in ("URL", "TOKEN", "NAME", "PUBLISH"))))
 _SECRET: Final = frozenset({"options", "db"})
 
 
@@ -121,7 +120,7 @@ def load_config(environment: Mapping[str, str] | None = None, **given: Any) -> S
             near = did_you_mean(variable, [*variables, *_NOT_OURS])
             raise ConfigurationError(
                 f"there is no setting for the environment variable {escape(variable)}{near}",
-                hint=f"one of: {', '.join(variables)}",
+                hint=f"one of: {', '.join((*variables, *_OF_SERVE))}",
             )
         values[variables[variable]], sources[variables[variable]] = env[variable], variable
     for field, value in given.items():

@@ -110,6 +110,10 @@ def insert(connection: Connection, table: Table) -> sqlite.Insert | postgresql.I
     return sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)
 
 
+class DatabaseUnavailable(Unavailable):
+    """The database, and not the store, cannot be asked now."""
+
+
 class Database(ABC):
     """One set of tables that threads and processes share.
 
@@ -356,7 +360,7 @@ class SqliteDatabase(Database):
         file = quoted(str(self.path))
         match code:
             case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
-                return Unavailable(
+                return DatabaseUnavailable(
                     f"{file} is kept locked by another program", hint="end that program; then try again"
                 )
             case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
@@ -381,7 +385,7 @@ class SqliteDatabase(Database):
             )
         if not os.access(self.path, os.R_OK, effective_ids=True):
             return LocalPermissionError(f"{file} cannot be read")
-        return Unavailable(f"{file} cannot be opened: too many open files, perhaps")
+        return DatabaseUnavailable(f"{file} cannot be opened: too many open files, perhaps")
 
 
 def _begin(connection: Connection) -> None:

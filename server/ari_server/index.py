@@ -376,19 +376,25 @@ class Index:
         finder = backend.optional(SupportsFind)
         if not self._shared or finder is None:
             return
-        newest = select(_artifacts.c.archive_sha256).order_by(_artifacts.c.created.desc()).limit(_LOOKED_FOR)
-        with self._database.read() as connection:
-            known = list(connection.execute(newest).scalars())
+        known = self._settled()
         for archive_sha256 in known:
             with suppress(NotFound):
                 finder.find(archive_sha256)
                 return
-        if known:
+        if not known.isdisjoint(self._settled()):  # else they were being deleted
             raise ConfigurationError(
                 f"the store has nothing of the {self.count()} artifacts that the database knows: it is another",
                 hint="check backend and settings (ARI_REGISTRY_BACKEND, ARI_REGISTRY_OPTIONS); "
                 "if the database is to serve this store from now on: `ari registry reindex --take-over`",
             )
+
+    def _settled(self) -> set[str]:
+        """Returns a few of the newest artifacts, none of which anybody has begun to change."""
+        begun = select(_intents.c.archive_sha256)
+        newest = select(_artifacts.c.archive_sha256).where(_artifacts.c.archive_sha256.not_in(begun))
+        with self._database.read() as connection:
+            found = connection.execute(newest.order_by(_artifacts.c.created.desc()).limit(_LOOKED_FOR))
+            return set(found.scalars())
 
     def reindex(self, backend: Backend, *, progress: Progress | None = None) -> ReindexReport:
         """Makes the index agree with the store; servers may go on meanwhile.

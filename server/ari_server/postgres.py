@@ -7,12 +7,13 @@ lock first. They are short, and take as long as one commit.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
@@ -34,13 +35,15 @@ from ari_core.errors import (
 from ari_core.names import quoted
 from ari_server import migrations
 from ari_server.config import variable_of
-from ari_server.database import WRITE_SECONDS, Database
+from ari_server.database import WRITE_SECONDS, Database, DatabaseUnavailable
 from ari_server.turns import TURN_SECONDS
 
 MOST_CONNECTIONS: Final = 10 + 8 + 1
 """Of one process: for requests, for turns, and the one that shows that it runs."""
 
 _STATEMENT_SECONDS: Final = 60
+_SILENT_SECONDS: Final = 70
+"""How long any answer is waited for: more than the server takes to give up a statement, or waiting for a lock."""
 _BUSY_SECONDS: Final = 10
 _AGAIN_SECONDS: Final = (0.1, 0.4, 1.0)
 _VARIABLE: Final = variable_of("db")
@@ -128,9 +131,9 @@ class Postgres:
         except sqlalchemy.exc.DBAPIError as error:
             raise self._translated(error.orig) from error
         except sqlalchemy.exc.TimeoutError as error:
-            raise Unavailable(f"all connections to {self.name} are in use") from error
+            raise DatabaseUnavailable(f"all connections to {self.name} are in use") from error
         except sqlalchemy.exc.PendingRollbackError as error:  # somebody went on after the error that said so
-            raise Unavailable(f"the connection to {self.name} was lost") from error
+            raise DatabaseUnavailable(f"the connection to {self.name} was lost") from error
         except UnicodeEncodeError as error:
             raise UsageError("this is not valid text") from error
         except Exception as error:
@@ -160,7 +163,7 @@ class Postgres:
         }
         settings = " ".join(f"-c {name}={value}" for name, value in timeouts.items())
         ours["options"] = f"{settings} {ours.get('options', '')}".strip()
-        return sqlalchemy.create_engine(
+        engine = sqlalchemy.create_engine(
             self._url,
             connect_args=ours,
             isolation_level="AUTOCOMMIT",
@@ -171,6 +174,8 @@ class Postgres:
             max_overflow=more,
             pool_timeout=_BUSY_SECONDS,
         )
+        sqlalchemy.event.listen(engine, "do_connect", _connect)
+        return engine
 
     def _locked(self, engine: Engine, key: int) -> Connection:
         """Begins, also on a server that was just started again: nothing was written yet, so it may be repeated."""
@@ -247,7 +252,7 @@ class PostgresDatabase(Database):
     def write(self) -> Iterator[Connection]:  # noqa: D102 - as in the base class
         # One connection waits for this process, not all that there are: others want to read.
         if not self._writing.acquire(timeout=WRITE_SECONDS):
-            raise Unavailable(f"{self._server.name} is kept locked by another program")
+            raise DatabaseUnavailable(f"{self._server.name} is kept locked by another program")
         try:
             server = self._server
             with server.holding(server.requests, self._key) as connection:
@@ -302,6 +307,31 @@ class PostgresDatabase(Database):
             yield
 
 
+def _connect(_dialect: object, _record: object, arguments: Any, options: Any) -> Any:
+    """Makes a connection that gives up a server which hangs: its own time limits are no use then."""
+    import psycopg  # noqa: PLC0415 - most do without
+
+    class Impatient(psycopg.Connection[Any]):
+        patience: float = _SILENT_SECONDS
+
+        def wait(self, gen: Any, *arguments: Any, **options: Any) -> Any:
+            return super().wait(self._until(gen), *arguments, **options)
+
+        def _until(self, gen: Any) -> Generator[Any, Any, Any]:
+            until, ready = time.monotonic() + self.patience, None
+            while True:
+                try:
+                    wanted = gen.send(ready)
+                except StopIteration as end:
+                    return end.value
+                if time.monotonic() > until:
+                    self.pgconn.finish()
+                    raise psycopg.OperationalError(f"silent for {self.patience:g} s")
+                ready = yield wanted
+
+    return Impatient.connect(*arguments, **options)
+
+
 def upgrade(url: SecretStr, kind: migrations.Kind) -> None:
     """Brings the tables up to date; of several who do this at once, one does it.
 
@@ -319,6 +349,8 @@ def upgrade(url: SecretStr, kind: migrations.Kind) -> None:
             )
         migrations.is_newest(migrations.current(connection, kind), kind, server.name)
         connection.exec_driver_sql("SET LOCAL statement_timeout = 0")  # large tables take their time
+        driver: Any = connection.connection.driver_connection
+        driver.patience = math.inf
         migrations.upgrade(connection, kind)
 
 
@@ -354,18 +386,28 @@ _MEANINGS: Final[dict[str, tuple[type[AriError], str, str | None]]] = {
     "42501": (AccessDenied, "refuses this: {text}", "its owner, or GRANT, gives the user that right"),
     "25006": (ReadOnly, "takes no writes", "name the primary server, not one that follows it"),
     "53300": (
-        Unavailable,
+        DatabaseUnavailable,
         "has no connection left",
         f"raise its max_connections: each worker takes up to {MOST_CONNECTIONS}",
     ),
     "53100": (DiskFullError, "has no space left", None),
-    "55P03": (Unavailable, "is kept locked by another program", None),
-    "57014": (Unavailable, "took too long to answer", None),
+    "TLS": (
+        ConfigurationError,
+        "speaks no TLS",
+        f"switch it on there (ssl = on), or take sslmode out of {_VARIABLE}",
+    ),
+    "certificate": (
+        ConfigurationError,
+        "shows a certificate that is not trusted: {text}",
+        f"name its authority's file in {_VARIABLE} (sslrootcert=FILE.pem), and the host as the certificate does",
+    ),
+    "55P03": (DatabaseUnavailable, "is kept locked by another program", None),
+    "57014": (DatabaseUnavailable, "took too long to answer", None),
     "58": (DiskError, "fails: {text}", "its own log says more"),
     "XX": (DiskError, "fails: {text}", "its own log says more"),
     **dict.fromkeys(
         ("", "08", "40", "53", "57"),
-        (Unavailable, "does not answer: {text}", "is PostgreSQL running there? then try again"),
+        (DatabaseUnavailable, "does not answer: {text}", "is PostgreSQL running there? then try again"),
     ),
 }
 # PostgreSQL says why it takes no connection in words only, in the language of its lc_messages.
@@ -376,6 +418,10 @@ _WORDS: Final = {
     "too many clients": "53300",
     "remaining connection slots": "53300",
     "too many connections": "53300",
+    "server does not support SSL": "TLS",
+    "certificate verify failed": "certificate",
+    "root certificate file": "certificate",
+    "server certificate for": "certificate",
 }
 _UNKNOWN: Final = re.compile(r'(role|database) "[^"]*" does not exist')
 

@@ -23,6 +23,7 @@ from ari_core.errors import (
     BackendError,
     CheckpointNotFoundError,
     DiskError,
+    InvalidConfiguration,
     LocalPermissionError,
     QuotaExceeded,
     RateLimited,
@@ -30,6 +31,7 @@ from ari_core.errors import (
     case_of,
     escape,
 )
+from ari_server.database import DatabaseUnavailable
 
 _log: Final = logging.getLogger(__name__)
 _LONGEST_DETAIL: Final = 1000
@@ -56,9 +58,13 @@ _KINDS: Final = {
 }
 _GENERAL: Final = {
     502: "the registry's store does not give what it holds; tell the registry's operator",
-    503: "the registry's store cannot be reached; try again later",
     507: "the registry has no room left; tell the registry's operator",
 }
+_AWAY: Final[tuple[tuple[type[AriError], str], ...]] = (
+    (DatabaseUnavailable, "database"),
+    (BackendError, "store"),
+    (AriError, "disk"),
+)
 _FAILED: Final = (
     "the registry failed; its operator finds the reason in the log, under the X-Request-ID of this answer"
 )
@@ -147,15 +153,16 @@ def _of_ours(error: AriError) -> Problem:
         return Problem(status, error.message, kind)
     if status < HTTPStatus.INTERNAL_SERVER_ERROR:
         kind, status = "error", 500
-    if isinstance(
-        error, DiskError | LocalPermissionError
-    ):  # mended without a restart; much else goes on meanwhile
-        status = HTTPStatus.SERVICE_UNAVAILABLE
+    if isinstance(error, DiskError | LocalPermissionError | InvalidConfiguration):
+        status = HTTPStatus.SERVICE_UNAVAILABLE  # mended without a restart; much else goes on meanwhile
     # A bug's traceback is worth having; anything else says it all in one line.
     _log.error("%s: %s", error.kind, error.message, exc_info=error if exit_code == _BUG else None)
     headers = {}
     if isinstance(error, RateLimited) and error.retry_after is not None:
         headers["Retry-After"] = str(max(1, round(error.retry_after)))
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        what = next(what for cls, what in _AWAY if isinstance(error, cls))
+        return Problem(status, f"the registry's {what} cannot be used now; try again later", kind, headers)
     return Problem(status, _GENERAL.get(status, _FAILED), kind, headers)
 
 

@@ -29,6 +29,7 @@ from ari_core.contract import (
     ReadStream,
     Source,
     SupportsDirectUrl,
+    SupportsLocalPath,
     SupportsOwners,
     SupportsWorkdir,
     Visibility,
@@ -37,15 +38,18 @@ from ari_core.contract import (
 from ari_core.errors import (
     AlreadyExists,
     AriError,
+    DiskError,
     InvalidConfiguration,
     NotFound,
     QuotaExceeded,
     Unavailable,
+    from_os_error,
 )
 from ari_core.fs import Staging
 from ari_core.layout import ID_DIGITS
 from ari_core.limits import Limits
 from ari_core.manifest import Manifest
+from ari_core.names import quoted
 from ari_core.settings import open_backend
 from ari_core.streams import DEADLINE_VARIABLE, deadline
 from ari_core.wrappers import DeadlineBackend, RetryBackend, RetryPolicy
@@ -130,6 +134,11 @@ def open_store(config: ServerConfig, turn: Callable[[str], AbstractContextManage
             f"the backend '{store.name}' cannot be read by a URL of its own, so downloads cannot be redirected",
             hint="unset ARI_REGISTRY_REDIRECT",
         )
+    if config.accel and store.optional(SupportsLocalPath) is None:
+        raise InvalidConfiguration(
+            f"the backend '{store.name}' has no files here that nginx could send",
+            hint="unset ARI_REGISTRY_ACCEL; ARI_REGISTRY_REDIRECT sends downloads to a store that can take them",
+        )
     policy = RetryPolicy(tries=3, cap=2.0, deadline=patience, on_retry=_note_retry)
     return RetryBackend(DeadlineBackend(store, patience), policy)
 
@@ -164,6 +173,7 @@ class Registry:
             AriError: The store or a database cannot be used.
         """
         self.config = config
+        self._data = _HeldFolder(config.data)
         self.limits = Limits.from_environment()
         self.turns = Turns(config)
         self.store = open_store(config, self.turns.turn)
@@ -183,10 +193,11 @@ class Registry:
         self._shares: dict[str, anyio.CapacityLimiter] = {}
         self._uploads = 0
         self._upload_ended = threading.Condition()
+        self.workdir()  # now, for a store may make it, which it must not do again when it has vanished
 
     def close(self) -> None:
         """Lets go of everything; may be called twice."""
-        for part in (self.tokens, self.index, self.store, self.turns):
+        for part in (self.tokens, self.index, self.store, self.turns, self._data):
             with suppress(AriError):
                 part.close()
 
@@ -245,8 +256,20 @@ class Registry:
         """Calls what makes a list, a few at a time."""
         return await anyio.to_thread.run_sync(call, limiter=self._listings)
 
+    def require_data(self) -> None:
+        """Looks whether the data directory is there, and still the one that this process began with.
+
+        What has it open would go on with it in vain, and what opens it anew would find nothing: believed, that
+        would take all artifacts out of the index.
+
+        Raises:
+            DiskError: It is not.
+        """
+        self._data.require()
+
     def workdir(self) -> Path:
         """Returns the folder in which uploads are received: where the store can link from, if there is such."""
+        self.require_data()
         store = self.store.optional(SupportsWorkdir)
         return store.workdir() if store else self.config.data
 
@@ -440,6 +463,7 @@ class Registry:
         Raises:
             QuotaExceeded: It does not; the index is as it was.
         """
+        self.require_data()
         quota = (user, int(self.config.quota)) if user and self.config.quota else None
         cited = row.visibility.rank >= Visibility.UNLISTED.rank
         return self.index.agree(
@@ -461,6 +485,33 @@ class Registry:
             owners=artifact.owners or (),
             created=artifact.created or row.created,
         )
+
+
+class _HeldFolder:
+    """A folder that is held open, so that no other one can pass for it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise from_os_error(error, f"opening {quoted(str(path))}") from error
+
+    def require(self) -> None:
+        """Raises `DiskError` unless it is still at its place."""
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(self._fd), self._path.stat()):
+                return
+        raise DiskError(
+            f"the data directory {quoted(str(self._path))} is gone, or another one is in its place",
+            hint="put it back; if the other one is meant, start the server again",
+        )
+
+    def close(self) -> None:
+        """Lets go of it; may be called twice."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 class _Announced(WatchedSource):

@@ -41,7 +41,7 @@ from ari_core.streams import Interruptible, ReadStream
 from ari_core.verification import Report, check_archive
 from ari_core.verifying import VerifyingSource, require_storable
 from ari_core.wish import check_wish, embargo_end
-from ari_core.workflows.publish import PackedFile
+from ari_core.workflows.spool import PackedFile
 from ari_server import metrics, multipart
 from ari_server.config import ServerConfig
 from ari_server.problems import Problem

@@ -807,12 +807,20 @@ def test_what_somebody_else_stored_is_sent_all_the_same(connect, serve):
 def test_a_refused_upload_says_why(connect, serve, status, kind, says):
     desk = Desk()
     desk.instead = lambda _desk, wire, _body: problem(
-        wire, status, f"the reason, with the token {TOKEN}", **{"Retry-After": "7"}
+        wire, status, f"the reason, with the token {TOKEN}", **{"Retry-After": "7", "X-Request-ID": "0a1b"}
     )
     store = connect(url=serve(desk).origin, token=TOKEN)
     error = refused(kind, lambda: store.put(ONE.source(), new()))
     assert says in error.message
     assert getattr(error, "retry_after", 7.0) == 7.0
+    assert status < 500 or error.message.endswith(" (X-Request-ID 0a1b)")
+
+
+def test_no_foreign_text_passes_for_the_id_of_a_request(connect, serve):
+    desk = Desk()
+    desk.instead = lambda _desk, wire, _body: problem(wire, 500, "no", **{"X-Request-ID": "7) run this: (rm"})
+    store = connect(url=serve(desk).origin, token=TOKEN)
+    assert "run this" not in refused(Unavailable, lambda: store.put(ONE.source(), new())).message
 
 
 def test_a_refused_token_is_known_by_where_it_comes_from(connect, serve, here, monkeypatch):

@@ -858,6 +858,7 @@ def checkpoint(tmp_path):
     return folder
 
 
+@pytest.mark.in_ci
 def test_publish_promote_clone_and_delete_from_the_command_line(checkpoint, tmp_path):
     root = tmp_path / "shared"
     at = ["--backend", "filesystem-registry", "-o", f"root={root}"]

@@ -5,6 +5,7 @@ import itertools
 import logging
 import random
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -1042,15 +1043,33 @@ def test_unknown_host(connect, monkeypatch):
 # -- certificates ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("theirs", [Authority, OtherName, Expired])
-def test_certificate_that_does_not_fit(tmp_path, authority, connect, theirs):
+@pytest.mark.parametrize(
+    ("theirs", "hint"), [(Authority, "ca_file"), (OtherName, "the name"), (Expired, "to renew it")]
+)
+def test_certificate_that_does_not_fit(tmp_path, authority, connect, theirs, hint):
     theirs = theirs(tmp_path)
     trusted = authority if type(theirs) is Authority else theirs
     with Server(StaticFile(BODY), authority=theirs) as server:
         error = refused(InvalidConfiguration, connect(ca_file=trusted.file), server.url(f"/x?{QUERY}"))
         assert not server.seen
     assert "certificate is not trusted" in error.message
-    assert "ca_file" in error.hint
+    assert hint in error.hint
+
+
+def test_a_server_that_wants_a_certificate_of_ours_is_not_asked_again(authority, connect):
+    class Strict(Authority):
+        def __init__(self):
+            pass
+
+        def server_context(self):
+            context = authority.server_context()
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.load_verify_locations(authority.file)
+            return context
+
+    with Server(StaticFile(BODY), authority=Strict()) as server:
+        error = refused(InvalidConfiguration, connect(), server.url())
+    assert "CERTIFICATE_REQUIRED" in error.message
 
 
 def test_system_authorities_by_default(serve, connect):
@@ -1077,7 +1096,9 @@ def test_plain_server_behind_https(serve, connect):
             return False
 
     with Plain(None) as server:
-        refused(Unavailable, connect(), server.url().replace("http:", "https:"))
+        error = refused(InvalidConfiguration, connect(), server.url().replace("http:", "https:"))
+    assert "not https" in error.message
+    assert "http:// goes to this very machine only" in error.hint
 
 
 def test_no_handshake_in_time(serve, connect):

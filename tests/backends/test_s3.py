@@ -163,8 +163,8 @@ def test_a_single_object_has_neither_levels_nor_owners(moto):
         ("s3://bucket/key", Claim.SCHEME),
         ("S3://bucket/a b/artifacts/" + "a" * 64 + "/", Claim.SCHEME),
         ("s3://bucket/a\nb", Claim.SCHEME),
-        ("s3://bucket/", Claim.NO),
-        ("s3://bucket", Claim.NO),
+        ("s3://bucket/", Claim.SCHEME),  # refused later, with the reason
+        ("s3://bucket", Claim.SCHEME),
         ("s3:bucket/key", Claim.NO),
         ("simplecache::s3://bucket/key", Claim.NO),
         ("https://bucket.s3.amazonaws.com/key", Claim.NO),
@@ -176,11 +176,33 @@ def test_what_it_claims(ref, claim):
 
 @pytest.mark.parametrize(
     "ref",
-    ["s3://b/key", "s3://bucket//", "s3://bucket/folder/", "s3://buc ket/k", "s3://bucket/%00", "s3://a..b/"],
+    [
+        *("s3://", "s3://bucket", "s3://bucket/", "s3://b/key", "s3://bucket//", "s3://bucket/folder/"),
+        *("s3://bucket/artifacts/", "s3://buc ket/k", "s3://bucket/%00", "s3://a..b/"),
+    ],
 )
 def test_what_is_no_object_in_a_bucket_is_refused_without_a_request(ref):
-    with S3(S3.Settings(endpoint_url="http://127.0.0.1:9", anonymous=True)) as backend, pytest.raises(Unsupported):
+    settings = S3.Settings(endpoint_url="http://127.0.0.1:9", anonymous=True)
+    with S3(settings) as backend, pytest.raises(Unsupported) as caught:
         backend.resolve(ref)
+    assert "s3://BUCKET/PREFIX/artifacts/ID/" in caught.value.hint
+
+
+@pytest.mark.parametrize("end", ["", "/"])
+def test_an_id_with_too_few_digits_is_told_how_many_it_has(moto, end):
+    with s3(moto) as backend:
+        put(backend, ONE)
+        with pytest.raises(NotFound) as caught:
+            backend.resolve(f"s3://{moto.bucket}/artifacts/{ONE.archive_sha256[:15]}{end}")
+    assert "16 to 64 digits" in caught.value.hint
+
+
+def test_an_address_that_ends_with_the_bucket_is_refused_without_a_request():
+    for bucket_, ref in (("lab", None), (None, "s3://lab/key")):
+        settings = S3.Settings(bucket=bucket_, endpoint_url="http://127.0.0.1:9/s3/lab", anonymous=True)
+        with S3(settings) as backend, pytest.raises(InvalidConfiguration) as caught:
+            backend.resolve(ref) if ref else backend.probe()
+        assert caught.value.hint.endswith("endpoint_url=http://127.0.0.1:9/s3")
 
 
 def test_a_bucket_is_needed_for_writing_only(moto):

@@ -27,6 +27,7 @@ def environment(store):
     return {**os.environ, **keys}
 
 
+@pytest.mark.in_ci
 def test_publish_promote_clone_and_delete_from_the_command_line(s3_store, checkpoint, tmp_path):
     env, endpoint = environment(s3_store), f"endpoint_url={s3_store.endpoint_url}"
     at = ["--backend", "s3", "-o", f"bucket={s3_store.bucket}", "-o", "prefix=my lab", "-o", endpoint]

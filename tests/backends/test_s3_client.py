@@ -804,6 +804,24 @@ def test_a_store_that_has_moved_is_told_with_its_new_address():
     assert "it points to https://store.example.org" in said(raised)
 
 
+def test_an_answer_to_head_bucket_without_a_reason_is_asked_for_it():
+    with asking(refusing(403, "ExpiredToken", "The provided token has expired.")) as client:
+        for ask in (client.head_bucket, client.now):
+            with pytest.raises(AccessDenied) as raised:
+                ask()
+            assert "temporary credentials have expired" in said(raised)
+
+
+def test_who_may_list_only_the_prefix_sees_the_bucket():
+    def respond(request, wire):
+        allowed = "prefix=lab%2F2026%2F" in request.target
+        empty = b"<?xml version='1.0'?><ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>"
+        wire.answer(*((200, {}, empty) if allowed else (403, {}, b"")))
+
+    with asking(Server(respond), prefix="lab/2026") as client:
+        client.head_bucket()
+
+
 def test_a_certificate_that_is_not_trusted_is_told_with_the_setting_that_helps(tmp_path, moto):
     def respond(_request, wire):
         wire.answer(200, {"ETag": '"e"'})

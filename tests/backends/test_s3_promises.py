@@ -252,8 +252,9 @@ def test_a_memory_that_was_copied_from_another_store_is_none(moto):
 
 
 def test_that_nothing_is_remembered_is_never_said_of_a_store_that_refuses():
-    with trying(Server(lambda _request, wire: wire.answer(403))) as client, pytest.raises(AccessDenied):
+    with trying(Server(lambda _request, wire: wire.answer(403))) as client, pytest.raises(AccessDenied) as caught:
         Promises.load(client)
+    assert "to say what the store can do" in caught.value.message
 
 
 def test_nothing_is_promised_by_default_and_an_etag_is_spelled_as_the_store_wants_it():

@@ -28,6 +28,14 @@ def test_a_misspelt_variable_is_an_error_that_names_the_right_one(environment):
         load_config(environment | {"ARI_REGISTRY_MAX_UPLAOD": "1GB"})
 
 
+def test_an_unknown_variable_is_an_error_that_names_all_that_a_server_has(environment):
+    with pytest.raises(ConfigurationError) as caught:
+        load_config(environment | {"ARI_REGISTRY_PORTT": "80"})
+    named = caught.value.hint.removeprefix("one of: ").split(", ")
+    ours = [*map(variable_of, ServerConfig.model_fields), "ARI_REGISTRY_HOST", "ARI_REGISTRY_PORT"]
+    assert sorted(named) == sorted([*ours, "ARI_REGISTRY_WORKERS"])
+
+
 def test_variables_of_the_client_and_the_scripts_are_left_to_them(environment):
     theirs = ("URL", "TOKEN", "NAME", "HOST", "PORT", "WORKERS")
     assert load_config(environment | {f"ARI_REGISTRY_{name}": "x" for name in theirs}) == load_config(environment)

@@ -164,6 +164,7 @@ class ExistingServer:
         return meta["owner"], meta["visibility"], bundle
 
 
+@pytest.mark.in_ci
 def test_the_existing_server_goes_on_with_what_ours_leaves(tmp_path):
     data = unpack(tmp_path)
     new = [Sample.new() for _ in range(3)]

@@ -61,6 +61,7 @@ def test_the_document_describes_a_stranger_s_requests(registry, tmp_path):
     assert code == 0, output
 
 
+@pytest.mark.in_ci
 def test_the_document_describes_an_owner_s_requests(registry, tmp_path):
     owner = registry.token("oa-owner")
     sample = registry.store(Sample.new(), owner, "private-token")
@@ -74,6 +75,7 @@ def test_the_document_describes_an_owner_s_requests(registry, tmp_path):
     assert registry.get(sample.path, owner).content == sample.data
 
 
+@pytest.mark.in_ci
 def test_the_document_describes_what_an_owner_deletes(registry, tmp_path):
     """By itself: the other operations need what it takes away."""
     owner = registry.token("oa-owner")

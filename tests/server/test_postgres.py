@@ -2,6 +2,9 @@
 
 import base64
 import logging
+import math
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -271,6 +274,36 @@ def test_a_question_that_takes_too_long_is_given_up(config, url):
         assert tokens.check(token).user == "alice"
 
 
+def test_a_server_that_hangs_is_given_up_and_asked_anew(config, url, postgres_db, monkeypatch):
+    monkeypatch.setattr(postgres, "_SILENT_SECONDS", 0.3)
+    Postgres.of(url).close()
+    others = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid != pg_backend_pid()"
+    stopped = []
+
+    def stop():
+        stopped.extend(pid for (pid,) in postgres_db.run(others))
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+
+    def write(tokens):
+        with tokens._database.write() as connection:
+            stop()
+            connection.execute(text("SELECT 1"))
+
+    try:
+        with closing(Tokens(config)) as tokens:
+            token = tokens.issue("alice").token
+            with pytest.raises(Unavailable, match="silent for"):
+                write(tokens)
+            assert tokens.check(token).user == "alice"
+            stop()
+            assert tokens.check(token).user == "alice"
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+    Postgres.of(url).close()
+
+
 def test_a_follower_that_takes_no_writes_is_named_as_what_it_is(config, url):
     follower = ServerConfig(data=config.data, db=plus(url, default_transaction_read_only="on"))
     with closing(Tokens(follower)) as tokens, pytest.raises(ReadOnly) as caught:
@@ -314,6 +347,7 @@ def test_rights_and_connections_that_are_missing_are_named(config, stranger, pos
         (lambda url, _: url.replace("127.0.0.1:", "127.0.0.1:x"), ConfigurationError, "no URL of a PostgreSQL"),
         (lambda url, _: url + "?unheard=of", ConfigurationError, "unheard"),
         (lambda url, _: url + "?options=-c%20unheard.of", Unavailable, "unheard.of"),
+        (lambda url, _: url + "?sslmode=require", ConfigurationError, "speaks no TLS"),
     ],
 )
 def test_a_wrong_url_is_one_line_without_the_password(config, url, change, error, says, caplog):
@@ -379,13 +413,13 @@ def test_an_upgrade_may_take_its_time_and_what_follows_may_not(url, monkeypatch)
     told, upgrade = [], migrations.upgrade
 
     def upgrading(connection, kind):
-        told.append(shown(connection, "statement_timeout"))
+        told.extend((shown(connection, "statement_timeout"), connection.connection.driver_connection.patience))
         upgrade(connection, kind)
 
     monkeypatch.setattr(migrations, "upgrade", upgrading)
     Postgres.of(url).close()
     postgres.upgrade(url, "index")
-    assert told == ["0"]
+    assert told == ["0", math.inf]
     with Postgres.of(url).requests.connect() as connection:
         assert shown(connection, "statement_timeout") == "1min"
 
@@ -463,3 +497,17 @@ def test_a_store_that_has_nothing_of_what_the_database_knows_is_refused(postgres
         assert index.count() == 2
         other.put(make_bundle(seed=2).source(), new())
         index.require_known(other)
+
+
+def test_a_store_that_has_lost_what_was_being_deleted_is_not_taken_for_another(postgres_db, tmp_path):
+    config = ServerConfig(data=tmp_path / "data", db=postgres_db.url)
+    (config.data / "artifacts").mkdir(parents=True)
+    with closing(Index(config)) as index, open_store(config) as store:
+        artifact, _ = store.put(make_bundle(seed=1).source(), new())
+        index.reindex(store)
+        with closing(Index(config)) as killed:  # as by a server that did not get further
+            killed.intend(artifact.archive_sha256, artifact.locator)
+        store.delete(artifact.locator)
+        assert index.count() == 1
+        prepare(config)
+        assert index.count() == 0

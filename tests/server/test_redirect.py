@@ -154,6 +154,9 @@ def test_a_store_that_cannot_is_refused_at_the_start(tmp_path, monkeypatch):
     with pytest.raises(InvalidConfiguration) as refused:
         service.open_store(load_config({}, data=tmp_path, redirect=SECONDS))
     assert "ARI_REGISTRY_REDIRECT" in refused.value.hint
+    with pytest.raises(InvalidConfiguration) as refused:
+        service.open_store(load_config({}, data=tmp_path, accel="/_artifacts"))
+    assert "unset ARI_REGISTRY_ACCEL" in refused.value.hint
     service.open_store(load_config({}, data=tmp_path)).close()
 
 

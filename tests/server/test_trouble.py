@@ -119,6 +119,60 @@ def test_a_data_directory_that_becomes_read_only_and_writable_again(mounted, alo
         assert server.get(hidden.path).content == hidden.data
 
 
+def test_a_data_directory_that_vanishes_is_named_in_the_log_and_nothing_is_made_or_forgotten(alone):
+    with alone() as server:
+        alice = server.token("alice")
+        there, late = server.store(Sample.new(), alice, "public"), Sample.new()
+        aside = server.data.rename(server.data.with_name("aside"))
+
+        def asked():
+            return (
+                server.get(there.path),
+                server.get("/artifacts"),
+                server.promote(there, alice, "public"),
+                server.upload(late, alice),
+                server.get("/readyz"),
+            )
+
+        def assert_refused():
+            answers = asked()
+            assert [(answer.status_code, "Retry-After" in answer.headers) for answer in answers] == [
+                (503, True)
+            ] * len(answers), answers
+            assert "disk" in sentence(answers[0])
+            assert answers[-1].json()["detail"] == "not ready: spool"
+
+        assert_refused()
+        assert not server.data.exists()
+        assert f"the data directory '{server.data}' is gone" in server.log.read_text()
+        server.data.mkdir()  # what a disk that is not mounted leaves
+        assert_refused()
+        assert not list(server.data.iterdir())
+        server.data.rmdir()
+        aside.rename(server.data)
+        assert [answer.status_code for answer in asked()] == [200] * 5
+
+
+def test_a_store_elsewhere_that_vanishes_is_named_in_the_log_and_not_made_anew(alone, tmp_path):
+    root = tmp_path / "disk"
+    root.mkdir()
+    with alone(options=["-o", f"root={root}"]) as server:
+        alice = server.token("alice")
+        there, late = server.store(Sample.new(), alice, "public"), Sample.new()
+        aside = root.rename(tmp_path / "aside")
+
+        def asked():
+            return server.get(there.path), server.upload(late, alice), server.get("/readyz")
+
+        answers = asked()
+        assert [answer.status_code for answer in answers] == [503] * 3
+        assert "the registry's store" in sentence(answers[0])
+        assert f"'{root}" in server.log.read_text()
+        assert not root.exists()
+        aside.rename(root)
+        assert [answer.status_code for answer in asked()] == [200] * 3
+
+
 # -- databases ----------------------------------------------------------------------------------------------------
 
 
@@ -348,6 +402,7 @@ def killed_under_writers(server, rounds, seed):
         assert server.get(f"/artifact/{one}/manifest.lock", owner).status_code == 200
 
 
+@pytest.mark.in_ci
 def test_a_server_killed_under_writers_has_all_it_acknowledged(alone):
     with alone(workers=2) as server:
         killed_under_writers(server, 2, seed=1)
@@ -377,6 +432,7 @@ def test_a_killed_worker_is_replaced(alone):
 # -- clocks -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.in_ci
 def test_a_clock_that_goes_backwards_ends_no_token_early(alone, tmp_path):
     if not FAKETIME.exists():
         if os.environ.get("ARI_TEST_REQUIRE") == "all":

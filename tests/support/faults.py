@@ -10,6 +10,7 @@
 Requests are passed on as they came, with the Host they were signed for. Only path-style addressing is understood.
 """
 
+import contextlib
 import re
 import socket
 import threading
@@ -20,7 +21,7 @@ from itertools import chain
 from urllib.parse import urlsplit
 
 from support.httpd import Server
-from support.registry import PATIENCE
+from support.registry import PATIENCE, eventually
 
 BLOCK = 65536
 _OPERATIONS = {  # method, what follows the bucket, and the parameter that tells
@@ -136,6 +137,7 @@ class Faults(Server):
         self._store = (where.hostname, where.port)
         self._lock = threading.Lock()
         self._orders = []
+        self._busy = Counter()
         self.counts = Counter()
 
     def order(self, what=None, where="", *, nth=1, times=1, **fault):
@@ -153,6 +155,17 @@ class Faults(Server):
             self._orders.append(order)
         return order
 
+    @contextlib.contextmanager
+    def without(self, *operations):
+        """Has none of these under way: waits for their ends, and resets what comes meanwhile."""
+        orders = [self.order(name, times=None, drop=True) for name in operations]
+        try:
+            assert eventually(lambda: not any(self._busy[name] for name in operations))
+            yield
+        finally:
+            with self._lock:
+                self._orders = [order for order in self._orders if order not in orders]
+
     def forget(self):
         """Counts from nought and takes all orders back."""
         with self._lock:
@@ -165,10 +178,18 @@ class Faults(Server):
         with self._lock:
             self.counts[name] += 1
             due = [order.fault for order in self._orders if order.takes(request, name)]
+            self._busy[name] += 1
         return due[0] if due else Fault()
 
     def _exchange(self, request, wire):
         fault = self._fault_for(request)
+        try:
+            self._suffer(fault, request, wire)
+        finally:
+            with self._lock:
+                self._busy[operation(request.method, request.target)] -= 1
+
+    def _suffer(self, fault, request, wire):
         if fault.delay:
             time.sleep(fault.delay)
         while fault.until and not fault.until.wait(0.05) and not self._stopping.is_set():

@@ -36,6 +36,7 @@ from ari_server.config import load_config
 from ari_server.index import Index, _upsert
 from ari_server.rows import Row
 
+pytestmark = pytest.mark.in_ci
 ROOT = Path(__file__).parents[2]
 CAPACITY, S3, SCALING, CONFIGURATION = (
     (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")

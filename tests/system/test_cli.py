@@ -67,6 +67,7 @@ def test_json_of_a_whole_session(checkpoint, tmp_path):
         "total_size": 9,
         "extracted": True,
         "anchored_by": "none",
+        "skipped": [],
     }
     status, verified = ari_json("verify", tmp_path / "copy", "--expect-sha256", digest)
     assert (status, verified["ok"], verified["anchored_by"], verified["problems"]) == (0, True, "paper", [])

@@ -9,6 +9,7 @@ import json
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 
@@ -19,9 +20,12 @@ from support.faults import Faults
 from support.registry import LEVELS, PATIENCE, Sample, eventually, together
 from support.stores import Moto, Postgres, Rgw
 
-pytestmark = pytest.mark.needs("nginx", "setpriv", "initdb")
+from ari_backends.s3.backend import S3
+
+pytestmark = [pytest.mark.in_ci, pytest.mark.needs("nginx", "setpriv", "initdb")]
 WEAK = ("if-match", "if-none-match")
 ABSENT = {403, 404, 410}
+CHANGES = ("PutObject", "DeleteObject", "DeleteObjects")
 KILLS = 60
 
 
@@ -370,6 +374,7 @@ def test_without_the_store_clients_are_to_come_again_and_need_wait_for_no_restar
             partial(cluster.get, "/readyz"),
         )
         assert [refused(answer) for answer in asked] == [True] * 5, asked
+        assert "the registry's store" in asked[0].json()["detail"]
         assert asked[-1].json()["detail"] == "not ready: store"
         for server in cluster.servers:
             assert server.level(there) == "public"
@@ -399,6 +404,7 @@ def test_without_the_database_clients_are_to_come_again_and_need_wait_for_no_res
             partial(cluster.get, "/readyz"),
         )
         assert [refused(answer) for answer in asked] == [True] * 6, asked
+        assert "the registry's database" in asked[0].json()["detail"]
         assert asked[-1].json()["detail"] == "not ready: tokens, index"
         assert cluster.get("/healthz").status_code == 200
     finally:
@@ -411,6 +417,7 @@ def test_without_the_database_clients_are_to_come_again_and_need_wait_for_no_res
 
 @pytest.mark.long
 def test_servers_that_are_killed_again_and_again_lose_nothing_that_was_acknowledged(cluster):
+    has_conditions = cluster.s3.probe().atomic_updates
     chance, ended = random.Random(7), threading.Event()
     samples = [Sample.noise(size) for size in (20_000, 20_000, 2 * PART)]
     games = [
@@ -427,7 +434,10 @@ def test_servers_that_are_killed_again_and_again_lose_nothing_that_was_acknowled
             for _ in range(KILLS):
                 server = chance.choice(cluster.servers)
                 assert not ended.wait(chance.uniform(0, 2))
-                server.kill()
+                # What of a killed server is still under way may undo, where nothing but turns keeps writers apart,
+                # what the next in turn has done (docs/scaling.md).
+                with contextlib.nullcontext() if has_conditions else cluster.faults.without(*CHANGES):
+                    server.kill()
                 server.start()
         finally:
             ended.set()
@@ -438,7 +448,9 @@ def test_servers_that_are_killed_again_and_again_lose_nothing_that_was_acknowled
     assert sum(player.unanswered for players in games for player in players) > KILLS / 2
     for players in games:
         assert_nothing_was_lost(cluster, players)
-    list(cluster.s3.sweep(timedelta(0), dry_run=False))
+    now_idle = replace(cluster.s3.context, turn=lambda _artifact: contextlib.nullcontext())
+    with S3(cluster.s3.settings, now_idle) as store:
+        list(store.sweep(timedelta(0), dry_run=False))
     for players in games:
         lasts = any(cluster.ids(player.token, mine="1", q=player.sample.id) for player in players)
         assert sorted(cluster.keys(players[0].sample)) == (

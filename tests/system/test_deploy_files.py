@@ -17,6 +17,7 @@ from support.registry import eventually, free_port
 
 from ari_server.config import load_config
 
+pytestmark = pytest.mark.in_ci
 ROOT = Path(__file__).parents[2]
 REGISTRY = ROOT / "scripts" / "registry"
 NGINX = (REGISTRY / "nginx.conf").read_text()

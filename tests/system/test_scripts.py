@@ -426,6 +426,7 @@ class TestCi:
         ]
 
 
+@pytest.mark.in_ci
 class TestDemo:
     def test_the_main_job_works_and_shows_both_refusals(self, tmp_path):
         work = tmp_path / "work here"

@@ -148,6 +148,16 @@ def test_options_reach_the_server_and_restart_brings_new_ones(local):
     assert ["red" in line for line in local.log.read_text().splitlines() if "starting" in line] == [True, False]
 
 
+def test_a_start_with_other_settings_says_that_the_running_one_has_not_got_them(local):
+    local("--color", "red", ARI_REGISTRY_QUOTA="a b\nc")
+    same = {"ARI_REGISTRY_QUOTA": "a b\nc", "ARI_REGISTRY_TOKEN": "of a client", "WAIT": "19"}
+    assert "other settings" not in local("--color", "red", **same)
+    for options, environment in ((["--color", "blue"], same), ([], same), (["--color", "red"], {})):
+        said = local("start", *options, **environment)
+        assert "already running" in said
+        assert "with other settings than those given now: 'start_local.sh restart' applies them" in said
+
+
 def test_nobody_else_can_read_the_log_or_the_folder(local):
     local()
     assert [path.stat().st_mode & 0o077 for path in (local.data, local.log, local.pid_file)] == [0, 0, 0]

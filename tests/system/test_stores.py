@@ -18,6 +18,7 @@ from support.programs import descendants, gone, naming, require
 from support.registry import eventually
 from support.stores import PROGRAMS, Moto, Postgres, Rgw, Swift, shared
 
+pytestmark = pytest.mark.in_ci
 ROOT = Path(__file__).parents[2]
 ONCE = {"retries": {"total_max_attempts": 1}}
 BODY = os.urandom(200_000)

@@ -12,7 +12,12 @@ from ari_core.cli import options, output
 
 @click.group("config")
 def app() -> None:
-    """See and try which registries are configured."""
+    """See and try which registries are configured.
+
+    \b
+    Examples:
+      ari config check
+    """  # noqa: D301 - click keeps paragraphs as they are behind a real \b
 
 
 @app.command()

@@ -36,7 +36,7 @@ from ari_core.contract import (
 )
 from ari_core.digests import is_sha256
 from ari_core.errors import BackendError, IntegrityError, NotFound, Unavailable, Unsupported
-from ari_core.layout import ARTIFACTS, META_NAME, MOST_DIGITS, Blobs, StoredLayout, key_of
+from ari_core.layout import ARTIFACTS, ID_DIGITS, META_NAME, MOST_DIGITS, Blobs, StoredLayout, key_of
 from ari_core.names import BUNDLE_NAME, quoted
 
 SERVING: Final = ".ari-registry.json"
@@ -53,6 +53,7 @@ _OBJECT: Final = re.compile(rf"({BUCKET.pattern})/(.*[^/])", re.DOTALL)
 _STORED: Final = re.compile(
     rf"({BUCKET.pattern})/(?:(.*)/)?{ARTIFACTS}/([0-9a-f]{{1,64}}/|[0-9a-f]{{16,64}})", re.DOTALL
 )
+_SHORT: Final = re.compile(rf"(?:.*/)?{ARTIFACTS}/[0-9a-f]{{1,{ID_DIGITS - 1}}}", re.DOTALL)
 
 
 class _Object(NamedTuple):
@@ -114,14 +115,17 @@ class S3(StoredLayout):
         found = _OBJECT.fullmatch(path)
         if not found or not _is_key(found[2]):
             raise Unsupported(
-                f"{quoted(ref[:_SHOWN])} is no s3://BUCKET/KEY",
-                hint=f"name an object, or an artifact: s3://BUCKET/PREFIX/{ARTIFACTS}/ID/",
+                f"{quoted(ref[:_SHOWN])} names nothing in a bucket",
+                hint=f"name an artifact, s3://BUCKET/PREFIX/{ARTIFACTS}/ID/ (ID: {ID_DIGITS} to {MOST_DIGITS} hex "
+                "digits), or any object, s3://BUCKET/KEY",
             )
         client = self._client.at(found[1])
         head = client.head(found[2])
         if head is None:
-            escaped = "in a ref, %20 is a space and %25 a percent sign" if "%" in ref else None
-            raise NotFound(f"there is no {client.where(found[2])}", hint=escaped)
+            hint = "in a ref, %20 is a space and %25 a percent sign" if "%" in ref else None
+            if _SHORT.fullmatch(found[2]):
+                hint = f"an artifact's id has {ID_DIGITS} to {MOST_DIGITS} digits"
+            raise NotFound(f"there is no {client.where(found[2])}", hint=hint)
         return Locator(f"{found[1]}/{found[2]}#{quote(head.etag, safe='')}")
 
     def _ref(self, locator: Locator) -> str:

@@ -205,12 +205,18 @@ class Client:
         """The bucket.
 
         Raises:
-            InvalidConfiguration: None is set.
+            InvalidConfiguration: None is set, or the endpoint holds it too.
         """
         if self._bucket is None:
             raise InvalidConfiguration(
                 "no bucket is set",
                 hint="give -o bucket=NAME or set ARI_S3_BUCKET; `ari backends show s3` lists more",
+            )
+        before, _, last = (self._connection.endpoint or "").rpartition("/")
+        if last == self._bucket and "://" in before:
+            raise InvalidConfiguration(
+                f"{self._connection.shown}: the address of the store ends with the bucket's name",
+                hint=f"leave that out: endpoint_url={escape(before)}",
             )
         return self._bucket
 
@@ -481,7 +487,7 @@ class Client:
             InvalidConfiguration: It is not.
             AccessDenied: It is not ours to ask.
         """
-        self._ask("head_bucket")
+        self._seen_bucket()
 
     def presign(self, key: str, seconds: int, *, disposition: str | None = None) -> str:
         """Returns a URL that anybody can read an object from for a while; sends nothing.
@@ -508,7 +514,17 @@ class Client:
 
     def now(self) -> datetime:
         """Returns what the store's clock says, which the times of its objects are compared with."""
-        return date_of(self._ask("head_bucket")) or datetime.now(UTC)
+        return date_of(self._seen_bucket()) or datetime.now(UTC)
+
+    def _seen_bucket(self) -> Mapping[str, Any]:
+        """Returns an answer about the bucket."""
+        try:
+            return self._ask("head_bucket")
+        except (AccessDenied, InvalidConfiguration) as error:
+            if not isinstance(error.__cause__, ClientError) or not code_of(error.__cause__).isdigit():
+                raise
+            # The answer to HEAD has no body, and so no reason. And it may be that only the prefix is ours to list.
+            return self._ask("list_objects_v2", Prefix=self.key(""), MaxKeys=1)
 
     # -- how -----------------------------------------------------------------------------------------------------
 

@@ -80,7 +80,8 @@ class Promises(BaseModel):
             BackendError: The store cannot be reached, or refuses.
         """
         try:
-            found = client.read(client.key(MEMORY), _MOST)
+            with _explained():
+                found = client.read(client.key(MEMORY), _MOST)
             if found is None:
                 return None
             data, head = found
@@ -113,8 +114,20 @@ class Promises(BaseModel):
                 tried=trial.now(),
             )
         memory = json.dumps(promises.model_dump(mode="json"), indent=2) + "\n"
-        client.put(client.key(MEMORY), memory.encode(), content_type=_CONTENT_TYPE)
+        with _explained():
+            client.put(client.key(MEMORY), memory.encode(), content_type=_CONTENT_TYPE)
         return promises
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Says in errors what the object is that nobody has asked for."""
+    try:
+        yield
+    except BackendError as error:
+        if MEMORY in error.message:
+            error.enclose(behind="; this object is to say what the store can do")
+        raise
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from botocore import exceptions
 from botocore.parsers import ResponseParserError
 from urllib3.util.ssl_match_hostname import CertificateError
 
+from ari_backends._tls import OTHER_NAME, handshake_problem
 from ari_core.errors import (
     AccessDenied,
     BackendError,
@@ -403,19 +404,13 @@ def _unreachable(error: Exception, asked: Asked) -> BackendError:
 
 
 def _untrusted(causes: list[BaseException], asked: Asked) -> BackendError:
-    for cause in causes:
-        if isinstance(cause, ssl.SSLCertVerificationError | CertificateError):
-            why = getattr(cause, "verify_message", None) or str(cause)
-            return InvalidConfiguration(
-                f"{asked.endpoint}: its certificate is not trusted: {_shown(why, asked)}",
-                hint="if its authority is your own, name its file with -o ca_bundle=FILE.pem (ARI_S3_CA_BUNDLE)",
-            )
+    trust, plain = "-o ca_bundle=FILE.pem (ARI_S3_CA_BUNDLE)", "if it is meant, write http:// in endpoint_url"
+    if problem := handshake_problem(causes, trust=trust, plain=plain):
+        return InvalidConfiguration(f"{asked.endpoint}: {problem[0]}", hint=problem[1])
+    if other := next((cause for cause in causes if isinstance(cause, CertificateError)), None):
+        why = _shown(str(other), asked)
+        return InvalidConfiguration(f"{asked.endpoint}: its certificate is not trusted: {why}", hint=OTHER_NAME)
     reason = next((c.reason for c in causes if isinstance(c, ssl.SSLError) and c.reason), "")
-    if reason in {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL"}:
-        return InvalidConfiguration(
-            f"{asked.endpoint}: what answers there is not https",
-            hint="if it is meant, write http:// in endpoint_url",
-        )
     if reason in {"NO_CERTIFICATE_OR_CRL_FOUND", "PEM_LIB"}:
         return InvalidConfiguration(
             f"{asked.where}: the file of trusted authorities cannot be used",
