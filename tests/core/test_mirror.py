@@ -591,6 +591,31 @@ def test_the_current_checkpoint_is_told_if_it_is_of_this_bundle(stores, checkpoi
     assert len(read_record(checkpoint).copies) == 1
 
 
+@pytest.mark.parametrize("step", ["_stat", "_open"])
+def test_a_record_is_followed_without_credentials_and_what_to_do_is_said(stores, checkpoint, step):
+    class Private(Store):
+        pass
+
+    def refuse(self, *arguments):
+        if self.closed:
+            raise AccessDenied("not without a token")
+        return getattr(Store, step)(self, *arguments)
+
+    setattr(Private, step, refuse)
+
+    here = stores("a", Private)
+    here.closed = False
+    publish(checkpoint, backend="a")
+    stores("b")
+    here.closed = True
+    with pytest.raises(AccessDenied, match="not without a token") as caught:
+        mirror(str(checkpoint), "b")
+    assert "name what it names" in caught.value.hint
+    with pytest.raises(AccessDenied) as caught:
+        mirror(read_record(checkpoint).ref, "b")
+    assert "name what it names" not in caught.value.hint
+
+
 def test_no_secret_gets_into_the_record(checkpoint, tmp_path, monkeypatch):
     publish(checkpoint)
     (tmp_path / "out").mkdir()

@@ -13,6 +13,7 @@ How to write an example that is carried out:
 
 All of it happens in ``/home/ada``: that is how the documents spell the temporary home folder of the shell. In the
 same way ``/src/ari-registry`` is a checkout of this repository; ``127.0.0.1:8290`` and 8291 are free ports.
+``sandbox.zenodo.org``, zenodo.org and doi.org are simulated, by their real names.
 ``https://s3.example.org`` is a store with an empty bucket ``lab-artifacts``, and the database ``ari`` at
 ``db.example.org`` an empty one in PostgreSQL: they run while a document that names them is carried out.
 """
@@ -36,6 +37,8 @@ from pathlib import Path
 import click
 import pytest
 from support.httpd import Server, StaticFile
+from support.internet import Internet
+from support.programs import require
 from support.registry import Registry, free_port
 
 from ari_backends.ari_registry.registries import find_registries
@@ -236,6 +239,8 @@ def session(steps, home):
         return []
     mark = secrets.token_hex(12)  # never the length of an id
     names, log = real_names(home), home.with_name(f"session-of-{home.name}")
+    given = home.with_name(f"variables-of-{home.name}")
+    variables = json.loads(given.read_text()) if given.exists() else {}
     script = "cd\n" + "".join(
         # The status is handed on, so that `echo $?` shows it.
         f"{real(step.command, names, log)}\n__status=$?; echo {mark} $__status; (exit $__status)\n"
@@ -245,7 +250,7 @@ def session(steps, home):
         with log.open("wb") as printed:
             subprocess.run(
                 ["bash", "-c", f"umask 022\n{script}"],
-                env=environment(home) | {"ARI_REGISTRY_PORT": names[ADDRESS].rpartition(":")[2]},
+                env=environment(home) | variables | {"ARI_REGISTRY_PORT": names[ADDRESS].rpartition(":")[2]},
                 cwd=home,
                 stdin=subprocess.DEVNULL,
                 stdout=printed,
@@ -299,6 +304,9 @@ def run_servers(text, home, request):
         names |= {STORE: store.endpoint_url, BUCKET: store.bucket}
     if DATABASE in text:
         names[DATABASE] = request.getfixturevalue("postgres_url")
+    if "ZENODO_TOKEN=" in text:
+        variables = request.getfixturevalue("internet").environment
+        home.with_name(f"variables-of-{home.name}").write_text(json.dumps(variables))
     home.with_name(f"servers-of-{home.name}").write_text(json.dumps(names))
 
 
@@ -337,6 +345,12 @@ def environment(home):
 
 
 @pytest.fixture
+def internet(tmp_path):
+    with Internet(tmp_path / "internet", token="token-of-ada") as running:  # noqa: S106 - as the documents have it
+        yield running
+
+
+@pytest.fixture
 def home(tmp_path):
     folder = tmp_path.resolve() / "home"
     folder.mkdir()
@@ -346,6 +360,8 @@ def home(tmp_path):
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_examples(document, home, request):
     text = (ROOT / document).read_text(encoding="utf-8")
+    if "\n$ jq " in text:
+        require("jq")
     run_servers(text, home, request)
     problems = carry_out(text, home)
     assert not problems, f"{document}\n" + "\n\n".join(problems)
@@ -378,20 +394,21 @@ def anchors(file):
 
 
 def commands(group, above=("ari",)):
-    """Yields the words of every command of ours, and the command."""
+    """Yields the words of every command and group of ours, and the command."""
     context = click.Context(group)
     for name in group.list_commands(context):
         command = group.get_command(context, name)
         if isinstance(command, _PluginGroup):
             command = command._plugins.load_group(command._spec)
+        yield (*above, name), command
         if isinstance(command, click.Group):
             yield from commands(command, (*above, name))
-        else:
-            yield (*above, name), command
 
 
 # `ari publish` is another name of `ari ear publish`: one of the two is enough.
-COMMANDS = {command: " ".join(words) for words, command in commands(app)}
+_ALL = {command: " ".join(words) for words, command in commands(app)}
+COMMANDS = {command: name for command, name in _ALL.items() if not isinstance(command, click.Group)}
+GROUPS = {"ari": app} | {name: command for command, name in _ALL.items() if isinstance(command, click.Group)}
 PLAIN_DIGEST = "3672addf4a1f5c50198d6777de49caa3433f7a11a77c5524b20fd38ecf256448"
 
 
@@ -430,14 +447,28 @@ def workplace(home, registry):
     return home
 
 
+@pytest.mark.parametrize("name", GROUPS)
+def test_examples_of_a_group_are_those_of_its_commands(name):
+    theirs = [example for command, inner in COMMANDS.items() for example in examples_of(command, inner)]
+    examples = examples_of(GROUPS[name], name)
+    assert examples
+    for example in examples:
+        assert re.match(rf"{name} ", example)
+        assert any(other.startswith(example) for other in theirs), example
+
+
+def examples_of(command, name):
+    shown = command.get_help(click.Context(command, info_name=name))
+    return re.findall(r"^ +(ari .*)$", shown.partition("Examples:\n")[2], re.MULTILINE)
+
+
 def test_examples_of_the_commands(workplace, moto):
     pristine = workplace.with_name("pristine")
     workplace.rename(pristine)
     problems = []
     with Server(StaticFile((pristine / "work/bundle.tar.gz").read_bytes())) as server:
         for command, name in COMMANDS.items():
-            shown = command.get_help(click.Context(command, info_name=name))
-            examples = re.findall(r"^ +(ari .*)$", shown.partition("Examples:\n")[2], re.MULTILINE)
+            examples = examples_of(command, name)
             if not examples:
                 problems.append(f"`{name} --help` shows no examples, each on a line of its own")
             for example in examples:

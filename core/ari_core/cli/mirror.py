@@ -34,7 +34,7 @@ from ari_core.cli.reading import ANCHORS, advise, amount
     type=options.PATH,
     help="Note the copies in its record.  [default: REF, $ARI_CHECKPOINT_DIR or the current directory]",
 )
-@options.max_download
+@options.source
 @options.dry_run
 @options.json
 def mirror(
@@ -49,6 +49,9 @@ def mirror(
     reread: bool,
     replace: bool,
     checkpoint: Path | None,
+    registry: str | None,
+    token: str | None,
+    token_file: str | None,
     max_download: str | None,
     dry_run: bool,
 ) -> int:
@@ -65,12 +68,15 @@ def mirror(
     """
     from ari_core.workflows.mirror import mirror as run
 
+    source = options.settings(
+        from_pairs, registry=registry, token=token, token_file=token_file, max_download=max_download
+    )
     with output.progress() as progress:
         done = run(
             ref,
             targets,
             options=options.settings(pairs),
-            source_options=options.settings(from_pairs, max_download=max_download),
+            source_options=source,
             checkpoint=checkpoint,
             visibility=visibility,
             expect_sha256=expect_sha256,

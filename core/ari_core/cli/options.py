@@ -40,7 +40,7 @@ _token_file = click.option("--token-file", metavar="FILE", help="File that holds
 _registry = click.option(
     "--registry", metavar="NAME", help="A registry of registries.yaml, instead of the first that fits."
 )
-max_download = click.option("--max-download", metavar="SIZE", help="Refuse to download more, as 10GB.")
+_max_download = click.option("--max-download", metavar="SIZE", help="Refuse to download more, as 10GB.")
 
 
 def json(command: _F) -> _F:
@@ -55,11 +55,16 @@ def json(command: _F) -> _F:
     return option(command)
 
 
-def reading(command: _F) -> _F:
-    """Adds the options of every command that reads a ref."""
-    for decorate in (max_download, _token_file, _token, _registry, setting):
+def source(command: _F) -> _F:
+    """Adds what is short for settings of the backend that a ref belongs to."""
+    for decorate in (_max_download, _token_file, _token, _registry):
         command = decorate(command)
     return command
+
+
+def reading(command: _F) -> _F:
+    """Adds the options of every command that only reads a ref."""
+    return setting(source(command))
 
 
 def storing(command: _F) -> _F:

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +19,7 @@ from ari_core.bundle.writer import Written
 from ari_core.contract import OpenContext, SupportsWorkdir, Visibility
 from ari_core.digests import is_sha256
 from ari_core.errors import (
+    AccessDenied,
     AriError,
     ChangedSinceCurationError,
     CheckpointNotFoundError,
@@ -150,11 +151,13 @@ def mirror(
         spool = Path(tempfile.gettempdir())  # reading and storing at once must not take the memory of both
         context = OpenContext(checkpoint=places.first, warn=warn, spool=spool)
         targets = open_targets(names, given, context, stack)
-        opened = stack.enter_context(
-            open_ref(
-                ref, expect_sha256=expect_sha256, options=source_options, limits=limits, warn=warn, spool=spool
-            )
+        reading = open_ref(
+            ref, expect_sha256=expect_sha256, options=source_options, limits=limits, warn=warn, spool=spool
         )
+        with _advice() if places.is_ref else nullcontext():
+            opened = stack.enter_context(reading)
+        if places.is_ref and opened.source is not None and opened.artifact is not None:
+            opened = dataclasses.replace(opened, source=_OfRecord(opened.source))
         opened = places.anchored(opened, require_digest=require_digest)
         return _Mirroring(opened, targets, places, terms, warn).run(dry_run=dry_run or is_dry_run())
 
@@ -170,12 +173,19 @@ def _level(visibility: str | None) -> Visibility | None:
 
 
 class _Checkpoints:
-    """The checkpoints that a mirroring may belong to, the likeliest first."""
+    """The checkpoints that a mirroring may belong to, the likeliest first.
+
+    Attributes:
+        first: The likeliest, or None.
+        is_ref: The ref means what was published from one.
+    """
 
     def __init__(self, ref: str, given: str | Path | None, limits: Limits) -> None:
+        found = find_record(ref, limits)
+        self.is_ref = found is not None
         folders = [find_checkpoint(given)] if given is not None else []
         if given is None:
-            if found := find_record(ref, limits):
+            if found:
                 folders.append(found[0].absolute())
             with suppress(CheckpointNotFoundError):
                 folders.append(find_checkpoint())
@@ -426,6 +436,31 @@ def _curated(checkpoint: Path | None, bundle_sha256: str, limits: Limits) -> Man
 def _stated_wish(manifest: Manifest) -> str | None:
     wish = manifest.publish.get("visibility")
     return wish if isinstance(wish, str) and not why_not(wish) else None
+
+
+@contextmanager
+def _advice() -> Iterator[None]:
+    """Says what to do where a record leads to what only its author may read."""
+    try:
+        yield
+    except AccessDenied as error:
+        hint = "a record is followed without your credentials; to use them, name what it names: `ari mirror REF`"
+        raise AccessDenied(error.message, hint=hint) from error
+
+
+class _OfRecord:
+    """A source that a record leads to."""
+
+    def __init__(self, source: ByteSource) -> None:
+        self._source = source
+        self.name, self.size = source.name, source.size
+
+    @contextmanager
+    def open(self) -> Iterator[ReadStream]:
+        with ExitStack() as stack:
+            with _advice():
+                stream = stack.enter_context(self._source.open())
+            yield stream
 
 
 class _NotGzipError(Exception):
