@@ -128,7 +128,7 @@ BROKEN = {
     "exits": ("import sys; sys.exit(3)", "SystemExit: 3"),
     "no python": ("def :", "SyntaxError"),
     "needs what is not there": ("import no_such_module_at_all", "no_such_module_at_all"),
-    "other api": (RETURNS.format("[spec(api=7)]"), "written for API 7, this program has API 0"),
+    "other api": (RETURNS.format("[spec(api=7)]"), "written for API 7, this program has API 1"),
     "api is no number": (RETURNS.format("[spec(api='0')]"), "written for API '0'"),
     "misspelled hook": ("@hookimpl\ndef ari_backend():\n    return []", "did you mean 'ari_backends'?"),
     "unmarked hook": ("def ari_backends():\n    return []", "is @hookimpl missing?"),
@@ -185,7 +185,7 @@ def test_a_broken_plugin_costs_one_line_and_the_rest_works(packages, source, say
 
 
 def test_one_fault_refuses_the_whole_plugin(packages):
-    packages.package("broken", RETURNS.format("[spec('one'), spec('two', api=1)]"))
+    packages.package("broken", RETURNS.format("[spec('one'), spec('two', api=2)]"))
     loaded = packages.load()
     assert isinstance(the_problem(loaded), ApiMismatch)
     for name in ("one", "two"):

@@ -572,7 +572,7 @@ def claims(ref):
 
 @hookimpl
 def ari_backends():
-    return [BackendSpec("pier", "pier:Pier", "a pier", claims, api=0)]
+    return [BackendSpec("pier", "pier:Pier", "a pier", claims, api=1)]
 """
 MINE = "https://mine.example/x y"
 

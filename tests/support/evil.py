@@ -80,5 +80,5 @@ SPEC = BackendSpec(
     backend="support.evil:Evil",
     help="lies",
     claims=lambda ref: Claim.SCHEME if ref.startswith("evil:") else Claim.NO,
-    api=0,
+    api=1,
 )

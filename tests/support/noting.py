@@ -58,5 +58,5 @@ SPEC = BackendSpec(
     backend="support.noting:Noting",
     help="notes",
     claims=lambda ref: Claim.SCHEME if ref.startswith("noting:") else Claim.NO,
-    api=0,
+    api=1,
 )

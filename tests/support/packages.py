@@ -11,7 +11,7 @@ HEAD = """
 from ari_core.contract import BackendSpec, Claim, CommandGroupSpec
 from ari_core.plugins import hookimpl
 
-def spec(name="shelf", backend="nowhere:Nothing", help="a shelf", claims=lambda ref: Claim.NO, api=0, **more):
+def spec(name="shelf", backend="nowhere:Nothing", help="a shelf", claims=lambda ref: Claim.NO, api=1, **more):
     return BackendSpec(name, backend, help, claims, api, **more)
 """
 

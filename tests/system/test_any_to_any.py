@@ -162,7 +162,7 @@ MEMORY = BackendSpec(
     backend="support.memory:MemoryBackend",
     help="keeps artifacts in memory",
     claims=lambda ref: Claim.EXACT if ref.startswith(PREFIX) else Claim.NO,
-    api=0,
+    api=1,
 )
 
 KINDS = {

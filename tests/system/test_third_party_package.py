@@ -21,7 +21,7 @@ BROKEN = sorted(path for path in (PLUGINS / "broken").iterdir() if path.is_dir()
 
 # What each broken package costs: one line that names it and says this.
 COSTS = {
-    "ari-broken-api:from-the-future": "is written for API 99, this program has API 0",
+    "ari-broken-api:from-the-future": "is written for API 99, this program has API 1",
     "ari-broken-hook:misspelled": "unknown hook 'ari_backend'; did you mean 'ari_backends'?",
     "ari-broken-name:taker": "the backend name 'local-tarball' is taken by ari-registry:builtin",
     "ari-broken-raises:raises": "RuntimeError: this package was left half finished",

@@ -1,4 +1,4 @@
-"""The backend contract (API 0): what a store owes, and nothing more.
+"""The backend contract (API 1): what a store owes, and nothing more.
 
 To write a backend, read `types` (what goes in and out), `backend` (what to write) and `optional` (what more a
 store can offer); `guards` is what core puts between a backend and its caller.

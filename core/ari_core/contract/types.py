@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from datetime import date, datetime
     from pathlib import Path
 
-API: Final = 0
+API: Final = 1
 
 Locator = NewType("Locator", str)
 """Names one stored artifact inside one backend. Opaque: only the backend that made it reads it."""
@@ -169,8 +169,8 @@ class NewArtifact:
         owner: Who it belongs to, for stores that serve a registry.
         wish: The visibility the author wants in the end; the artifact itself starts staged.
         embargo: Day before which nobody may read it, for stores with ``embargo``.
-        description: Facts for stores that show them, as JSON values (`ari_core.citation`): all that is known if the
-            backend `describes`, else no more than ``license``.
+        description: Facts for stores that show them, as JSON values (`ari_core.citation`): all that is known if
+            the backend `describes`, else no more than ``license``.
         previous: The artifact this checkpoint published last, which this one supersedes, with its digests as far
             as they are known. Compare them: its place may hold something else by now, which does not give way. It
             can be of another store of this kind: ignore it then.

@@ -16,6 +16,6 @@ def ari_backends() -> list[BackendSpec]:
             backend="ari_folder_store.store:FolderStore",
             help="keep bundles in a folder: -o path=DIR",
             claims=claims,
-            api=0,
+            api=1,
         )
     ]

@@ -6,4 +6,4 @@ from ari_core.plugins import hookimpl
 
 @hookimpl
 def ari_backend():
-    return [BackendSpec("misspelled", "nowhere:Nothing", "never used", lambda _ref: Claim.NO, api=0)]
+    return [BackendSpec("misspelled", "nowhere:Nothing", "never used", lambda _ref: Claim.NO, api=1)]

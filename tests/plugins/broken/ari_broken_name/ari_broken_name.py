@@ -6,4 +6,4 @@ from ari_core.plugins import hookimpl
 
 @hookimpl
 def ari_backends():
-    return [BackendSpec("local-tarball", "nowhere:Nothing", "never used", lambda _ref: Claim.NO, api=0)]
+    return [BackendSpec("local-tarball", "nowhere:Nothing", "never used", lambda _ref: Claim.NO, api=1)]

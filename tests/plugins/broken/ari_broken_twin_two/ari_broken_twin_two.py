@@ -6,4 +6,4 @@ from ari_core.plugins import hookimpl
 
 @hookimpl
 def ari_backends():
-    return [BackendSpec("twin", "nowhere:Nothing", "never used", lambda _ref: Claim.NO, api=0)]
+    return [BackendSpec("twin", "nowhere:Nothing", "never used", lambda _ref: Claim.NO, api=1)]
