@@ -148,6 +148,7 @@ def test_a_contributor_has_a_role():
     [
         ("MIT", {"id": "mit"}),
         ("apache-2.0", {"id": "apache-2.0"}),
+        ("ODC-By-1.0", {"id": "odc-by-1.0"}),
         ("CC-BY-NC-ND-4.0", {"id": "cc-by-nc-nd-4.0"}),
         ("GPL-3.0", {"id": "gpl-3.0-only"}),
         ("GPL-3.0+", {"id": "gpl-3.0-or-later"}),

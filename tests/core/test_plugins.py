@@ -190,7 +190,7 @@ def test_one_fault_refuses_the_whole_plugin(packages):
     assert isinstance(the_problem(loaded), ApiMismatch)
     for name in ("one", "two"):
         assert name not in loaded.backends
-        with pytest.raises(ApiMismatch, match="'two' is written for API 1"):
+        with pytest.raises(ApiMismatch, match="'two' is written for API 2"):
             loaded.get(name)
 
 

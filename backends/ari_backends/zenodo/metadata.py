@@ -27,9 +27,9 @@ _LICENSES: Final = (  # noqa: SIM905 - a list would take a line a word
     "0bsd afl-3.0 apache-1.1 apache-2.0 artistic-2.0 bsd-1-clause bsd-2-clause bsd-3-clause bsd-3-clause-clear "
     "bsd-4-clause bsl-1.0 cc0-1.0 cddl-1.0 cddl-1.1 cdla-permissive-1.0 cdla-sharing-1.0 cecill-2.0 cecill-2.1 "
     "cecill-b cecill-c cern-ohl-p-2.0 cern-ohl-s-2.0 cern-ohl-w-2.0 ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 "
-    "eupl-1.2 isc lppl-1.3c mit mit-0 mpl-1.1 mpl-2.0 ms-pl ms-rl mulanpsl-2.0 nasa-1.3 ncsa odbl-1.0 odc- "
-    "by-1.0 ofl-1.1 ogl-uk-3.0 osl-3.0 pddl-1.0 postgresql psf-2.0 python-2.0 unlicense upl-1.0 wtfpl x11 zlib "
-    "zpl-2.1"
+    "eupl-1.2 isc lppl-1.3c mit mit-0 mpl-1.1 mpl-2.0 ms-pl ms-rl mulanpsl-2.0 nasa-1.3 ncsa odbl-1.0 "
+    "odc-by-1.0 ofl-1.1 ogl-uk-3.0 osl-3.0 pddl-1.0 postgresql psf-2.0 python-2.0 unlicense upl-1.0 wtfpl x11 "
+    "zlib zpl-2.1"
 ).split()
 _CC: Final = re.compile(r"cc-by(-nc)?(-nd|-sa)?-(1\.0|2\.0|2\.5|3\.0|4\.0)")
 _GNU: Final = re.compile(r"(gpl-[123]\.0|lgpl-(?:2\.0|2\.1|3\.0)|agpl-[13]\.0|gfdl-1\.[123])(\+|-only|-or-later)?")
