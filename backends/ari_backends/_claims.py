@@ -27,7 +27,7 @@ _IN_BUCKET: Final = re.compile(r"(?i:s3)://.*", re.DOTALL)
 
 ZENODO_DOI: Final = re.compile(r"10\.(?P<prefix>5281|5072)/zenodo\.(?P<id>[0-9]{1,18})", re.IGNORECASE)
 _DOI: Final = re.compile(
-    r"(?:doi:|https?://(?:dx\.|www\.)?doi\.org/)(?P<doi>10\.[0-9]{4,9}(?:\.[0-9]+)*/[!-~]+)", re.IGNORECASE
+    r"(?:doi: ?|https?://(?:dx\.|www\.)?doi\.org/)(?P<doi>10\.[0-9]{4,9}(?:\.[0-9]+)*/[!-~]+)", re.IGNORECASE
 )
 _ZENODO_PAGE: Final = re.compile(
     r"(?P<base>https://(?:sandbox\.)?zenodo\.org)/"

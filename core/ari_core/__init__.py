@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ari_core.workflows.copies import Copy as Copy
     from ari_core.workflows.curate import CurateResult as CurateResult
     from ari_core.workflows.curate import curate as curate
+    from ari_core.workflows.delete import Deleted as Deleted
+    from ari_core.workflows.delete import DeleteResult as DeleteResult
     from ari_core.workflows.delete import delete as delete
     from ari_core.workflows.mirror import MirrorResult as MirrorResult
     from ari_core.workflows.mirror import mirror as mirror
@@ -46,6 +48,8 @@ _HOMES = {
     "clone": "workflows.clone",
     "CurateResult": "workflows.curate",
     "curate": "workflows.curate",
+    "Deleted": "workflows.delete",
+    "DeleteResult": "workflows.delete",
     "delete": "workflows.delete",
     "Copy": "workflows.copies",
     "MirrorResult": "workflows.mirror",

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ari_core.errors import ConfigurationError, escape
+from ari_core.limits import most_values
 from ari_core.names import MANIFEST_NAME, quoted
 from ari_core.spelling import did_you_mean
 from ari_core.yamlfile import YamlFile, parse_yaml, validate
@@ -25,6 +26,7 @@ CITATION_FILES: Final = ("CITATION.cff", ".zenodo.json", "codemeta.json")
 """Files at the top of a bundle that describe it; the first one that is there counts."""
 
 MAX_CITATION_BYTES: Final = 1024 * 1024
+_MOST_VALUES: Final = 30_000  # a collaboration of thousands
 
 RELATIONS: Final = (  # noqa: SIM905 - a list would take a line a word
     "cites isCitedBy isSupplementTo isSupplementedBy continues isContinuedBy describes isDescribedBy hasMetadata "
@@ -551,9 +553,9 @@ def describe_file(name: str, raw: bytes) -> dict[str, Any]:
     if len(raw) > MAX_CITATION_BYTES:
         raise ConfigurationError(f"{escape(name)}: larger than the limit of {MAX_CITATION_BYTES} bytes")
     if path.suffix == ".cff":
-        return validate(_CitationFile, parse_yaml(path, raw, as_spelled=True)).told()
+        return validate(_CitationFile, parse_yaml(path, raw, as_spelled=True, most=_MOST_VALUES)).told()
     if path.suffix != ".json":
-        return validate(Deposit, parse_yaml(path, raw)).told()
+        return validate(Deposit, parse_yaml(path, raw, most=_MOST_VALUES)).told()
     file = _parse_json(path, raw)
     if "@context" in file.data:
         return validate(_Codemeta, file).told()
@@ -562,6 +564,8 @@ def describe_file(name: str, raw: bytes) -> dict[str, Any]:
 
 def _parse_json(path: Path, raw: bytes) -> YamlFile:
     file = YamlFile(path, {}, {})
+    if most_values(raw) > _MOST_VALUES:
+        raise file.error((), f"holds more than {_MOST_VALUES} values")
     try:
         data = json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError:

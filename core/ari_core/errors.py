@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 
 class AriError(Exception):
@@ -42,6 +42,7 @@ class AriError(Exception):
     Attributes:
         message: One line: what and where.
         hint: The next step for the reader, or None.
+        facts: What programs are told besides, as JSON values.
     """
 
     retryable: ClassVar[bool] = False
@@ -50,6 +51,7 @@ class AriError(Exception):
         super().__init__(message)
         self.message = message
         self._hint = hint
+        self.facts: dict[str, Any] = {}
 
     def enclose(self, before: str = "", behind: str = "") -> None:
         """Adds to the message what only a caller knows, such as where it happened."""

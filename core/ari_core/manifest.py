@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 from ari_core.digests import is_sha256
 from ari_core.errors import ArchiveRefusedError
-from ari_core.limits import Limits, how_to_raise
+from ari_core.limits import Limits, how_to_raise, most_values
 from ari_core.names import MANIFEST_NAME, file_as_directory, implied_folders, quoted, unsafe_reason
 
 FORMAT_VERSION: Final = 1
@@ -157,7 +157,7 @@ def _shown(value: object) -> str:
 
 
 def _load_json(raw: bytes, limits: Limits) -> Any:
-    if sum(map(raw.count, (b"{", b"[", b","))) > _VALUES_PER_FILE * limits.files + _VALUES_BESIDES:
+    if most_values(raw) > _VALUES_PER_FILE * limits.files + _VALUES_BESIDES:
         _refuse(f"holds more values than {limits.files} files need ({how_to_raise('files')})")
     try:
         text = raw.decode("utf-8")

@@ -41,8 +41,9 @@ class Record(BaseModel):
         options: Settings without secrets that a reader of `ref` needs.
         settings: Settings without secrets that were given when publishing; promoting and deleting use them again.
         profile: Profile of the configuration file that was used, if one was.
-        pending: What was begun and not finished: ``{backend, profile, locator, bundle_sha256, since}``.
-        pending_copies: The same of copies.
+        pending: A publication that was begun and not finished: ``{backend, profile, settings, locator,
+            bundle_sha256, since}``.
+        pending_copies: The same of copies, and of publications before another one that went elsewhere.
         copies: Further places, each with those of the fields above that are about one place; see `places`.
         history: What happened, oldest first, each ``{event, at, …}``.
     """
@@ -81,16 +82,54 @@ class Record(BaseModel):
         """
         return [*([self] if self.ref else []), *map(self._seen_from, self.copies)]
 
-    def _seen_from(self, copy: Mapping[str, Any]) -> Record:
+    def _seen_from(self, copy: Mapping[str, Any], **facts: Any) -> Record:
         unknown = {key: Record.model_fields[key].get_default() for key in _OF_A_PLACE}
         rest = self.model_dump(exclude={"copies", "history", "pending", "pending_copies", *_OF_A_PLACE})
         try:
-            return Record.model_validate({**rest, **unknown, **_of_a_place(copy)})
+            return Record.model_validate({**rest, **unknown, **_of_a_place(copy), **facts})
         except ValidationError as error:
             raise ConfigurationError(
-                f"{RECORD_NAME}: the copy {quoted(str(copy.get('ref')))} has no proper "
+                f"{RECORD_NAME}: the copy {quoted(str(copy.get('ref'))[:200])} has no proper "
                 f"'{error.errors()[0]['loc'][0]}'"
             ) from None
+
+    def unfinished(self) -> list[dict[str, Any]]:
+        """Returns what was begun and not finished, the publication first."""
+        return [*([self.pending] if self.pending else []), *self.pending_copies]
+
+    def reserved(self) -> list[Record]:
+        """Returns the record as it is seen from each place where something was begun, with its locator as `ref`.
+
+        Raises:
+            ConfigurationError: What is noted of one is no such thing.
+        """
+        return [
+            self._seen_from({**begun, "ref": begun.get("locator")}, bundle_sha256=begun.get("bundle_sha256"))
+            for begun in self.unfinished()
+        ]
+
+    def with_pending(self, begun: Mapping[str, Any], *, is_copy: bool) -> Record:
+        """Returns a record that tells of what was just begun; what is unfinished elsewhere stays in it."""
+        rest = self.without_pending(begun)
+        if is_copy:
+            return rest.model_copy(update={"pending_copies": [*rest.pending_copies, dict(begun)]})
+        return rest.model_copy(update={"pending": dict(begun), "pending_copies": rest.unfinished()})
+
+    def without_pending(self, done: Mapping[str, Any]) -> Record:
+        """Returns a record without what was begun in the place of `done`, which has the first four keys of it."""
+        pending = None if self.pending and _is_in_place(self.pending, done) else self.pending
+        copies = [begun for begun in self.pending_copies if not _is_in_place(begun, done)]
+        return self.model_copy(update={"pending": pending, "pending_copies": copies})
+
+    def without_place(self, ref: str) -> Record:
+        """Returns a record that tells that the copy in a place was deleted."""
+        line = {"backend": self.backend, "ref": ref, "bundle_sha256": self.bundle_sha256}
+        if ref == self.ref:
+            return self.with_event("deleted", **line).model_copy(update={"ref": "", "archive_sha256": None})
+        gone = next((copy for copy in self.copies if copy.get("ref") == ref), line)
+        line["backend"] = str(gone.get("backend"))
+        rest = [copy for copy in self.copies if copy.get("ref") != ref]
+        return self.model_copy(update={"copies": rest, "history": [*self.history, _line("deleted", line)]})
 
     def with_level(self, ref: str, level: str) -> Record:
         """Returns a record in which the place `ref` has been raised to a level."""
@@ -140,6 +179,15 @@ _OF_A_PLACE: Final = (
 
 def _line(event: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     return {"event": event, "at": now(), **{key: facts[key] for key in _TOLD if key in facts}}
+
+
+def _is_in_place(begun: Mapping[str, Any], done: Mapping[str, Any]) -> bool:
+    """Says whether both are one place: by the name that the store went on with, or by the settings, if given."""
+    if (begun.get("backend"), begun.get("profile")) != (done.get("backend"), done.get("profile")):
+        return False
+    if begun.get("locator") == done.get("locator"):
+        return True
+    return "settings" in done and begun.get("settings", done["settings"]) == done["settings"]
 
 
 def _of_a_place(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from datetime import date
+from datetime import UTC, date, datetime
 from typing import Final
 
-from ari_core.errors import ConfigurationError
+from ari_core.errors import ConfigurationError, UsageError
 from ari_core.names import quoted
 from ari_core.spelling import nearest
 
@@ -43,6 +43,29 @@ def why_not(wish: str) -> str | None:
     near = [_EMBARGO + wish] if _DATE.fullmatch(wish) else nearest(wish, LEVELS)
     meant = f" (did you mean '{near[0]}'?)" if near else ""
     return f"cannot be {quoted(wish[:_SHOWN])}{meant}"
+
+
+def require_ahead(wish: str | None) -> None:
+    """Checks that an embargo asked for now has not ended yet.
+
+    Raises:
+        UsageError: It has.
+        ConfigurationError: There is no such day.
+    """
+    if over := why_over(wish):
+        raise UsageError(over, hint="give a day that is to come; or say public, if that is what you want")
+
+
+def why_over(wish: str | None) -> str | None:
+    """Says that the day of an embargo has come, as with a year mistyped; None if it has not, or there is none.
+
+    Raises:
+        ConfigurationError: There is no such day.
+    """
+    end = embargo_end(wish)
+    if end is None or end > datetime.now(UTC).date():
+        return None
+    return f"the embargo until {end.isoformat()} is over already: promoting makes the bundle public at once"
 
 
 def embargo_end(wish: str | None) -> date | None:

@@ -28,6 +28,7 @@ from ari_core.contract import (
     ReadStream,
     Source,
     SupportsOwners,
+    SupportsRehearsal,
     SupportsServing,
     SupportsShare,
     SupportsSweep,
@@ -383,6 +384,7 @@ class ReadOnlyBackend(Wrapper):
 
 _FOR_WRITING: Final[tuple[object, ...]] = (
     SupportsOwners,
+    SupportsRehearsal,
     SupportsServing,
     SupportsShare,
     SupportsSweep,

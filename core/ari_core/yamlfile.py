@@ -40,6 +40,7 @@ __all__ = [
 
 Location = tuple[str | int, ...]
 
+MOST_VALUES: Final = 150_000
 _TAG: Final = "tag:yaml.org,2002:"
 _TEXT: Final = {_TAG + name for name in ("str", "timestamp", "merge", "value")}
 _INTEGER: Final = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
@@ -90,13 +91,14 @@ def read_yaml(path: Path, max_bytes: int, *, guarded: bool = False) -> YamlFile:
     return parse_yaml(path, _read(path, max_bytes, guarded=guarded))
 
 
-def parse_yaml(path: Path, raw: bytes, *, as_spelled: bool = False) -> YamlFile:
+def parse_yaml(path: Path, raw: bytes, *, as_spelled: bool = False, most: int = MOST_VALUES) -> YamlFile:
     """Reads the bytes of a YAML file whose top level is a mapping.
 
     Args:
         path: How messages name it.
         raw: What it holds.
         as_spelled: Numbers and true/false stay text: ``version: 1.10`` is no 1.1.
+        most: How many keys, lists, mappings and other values it may hold: two bytes can take thousands.
 
     Raises:
         ConfigurationError: As `read_yaml`.
@@ -106,7 +108,9 @@ def parse_yaml(path: Path, raw: bytes, *, as_spelled: bool = False) -> YamlFile:
     except UnicodeDecodeError as error:
         raise _error(path, raw.count(b"\n", 0, error.start) + 1, "not UTF-8") from None
     try:
-        node = yaml.compose(text, Loader=_SpelledLoader if as_spelled else _Loader)
+        loader = (_SpelledLoader if as_spelled else _Loader)(text)
+        loader.left = most
+        node = loader.get_single_node()
         lines: dict[Location, int] = {}
         data = {} if node is None else _value(node, (), lines)
     except _RefusedError as error:
@@ -218,12 +222,17 @@ class _RefusedError(Exception):
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes; refuses aliases where they stand, before anything can expand."""
+    """Composes nodes; refuses aliases where they stand, before anything can expand, and too many nodes."""
+
+    left = MOST_VALUES
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()  # type: ignore[no-untyped-call]
             raise _RefusedError(event, f"aliases ('*name') are not allowed here; {_STAR}")
+        self.left -= 1
+        if self.left < 0:
+            raise _RefusedError(self.peek_event(), "holds too much")  # type: ignore[no-untyped-call]
         return super().compose_node(parent, index)
 
 

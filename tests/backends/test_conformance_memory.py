@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from support.memory import MemoryBackend, MemoryHooks, Stored
+from support.memory import MemoryBackend, MemoryHooks, ShowcaseBackend, Stored
 
 from ari_core.conformance import BackendContract, Bundle, make_bundle, repacked
 from ari_core.contract import Backend, Capabilities, Visibility
@@ -14,6 +14,13 @@ class TestMemory(MemoryHooks, BackendContract):
     @pytest.fixture
     def backend(self):
         with MemoryBackend() as backend:
+            yield backend
+
+
+class TestShowcase(MemoryHooks, BackendContract):
+    @pytest.fixture
+    def backend(self):
+        with ShowcaseBackend() as backend:
             yield backend
 
 

@@ -35,6 +35,7 @@ from ari_core.errors import (
     Unavailable,
     Unsupported,
 )
+from ari_core.plugins import load_plugins
 
 BODY = random.Random(1).randbytes(300_000)
 TOKEN = "canary-token-9f2c"  # noqa: S105 - a canary
@@ -101,6 +102,14 @@ def methods(server):
 
 
 # -- refs --------------------------------------------------------------------------------------------------------
+
+
+def test_a_page_of_a_record_says_how_the_record_itself_is_named(serve, connect):
+    page = serve(lambda _request, wire: wire.answer(200, {"Content-Type": "text/html; charset=utf-8"}, b"<html>"))
+    error = refused(Unsupported, connect(), page.url("/records/7"))
+    assert error.hint.endswith(f": zenodo+{page.url('/records/7')}")
+    assert load_plugins().select(error.hint.rpartition(" ")[2]).name == "zenodo"
+    assert read(connect(), page.url("/about")) == b"<html>"  # what it is comes out when it is verified
 
 
 @pytest.mark.parametrize(

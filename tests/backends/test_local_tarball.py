@@ -479,7 +479,7 @@ def test_what_was_published_is_not_said_to_be_deleted(tmp_path):
         delete(checkpoint)
     assert read_record(checkpoint).ref == ref
     (tmp_path / "in a drawer").rename(disk)
-    assert delete(checkpoint).ref == ""
+    assert delete(checkpoint).record.ref == ""
     assert names(disk) == []
 
 

@@ -19,9 +19,17 @@ from pathlib import Path
 
 import pytest
 from pydantic import BaseModel, SecretStr
-from support.memory import PREFIX, MemoryBackend, MemoryHooks, MemorySettings, MemoryStream, Stored
+from support.memory import (
+    PREFIX,
+    MemoryBackend,
+    MemoryHooks,
+    MemorySettings,
+    MemoryStream,
+    ShowcaseBackend,
+    Stored,
+)
 
-from ari_core.conformance import BackendContract
+from ari_core.conformance import BackendContract, make_bundle
 from ari_core.contract import Artifact, Backend, Capabilities, Locator, Owner, Visibility
 from ari_core.errors import AccessDenied, NotFound, Unavailable, Unsupported
 
@@ -544,6 +552,100 @@ class RaisingWritesNewMetadata(MemoryBackend):
         level = super()._raise_visibility(locator, target)
         self.space.items[locator] = replace(self._stored(locator), created=datetime.now(UTC))
         return level
+
+
+# -- embargoes and descriptions
+
+
+@plant("test_embargo")
+class ForgetsTheEmbargoWhenRaised(ShowcaseBackend):
+    def _raise_visibility(self, locator, target):
+        self.space.items[locator] = replace(self._stored(locator), embargo=None)
+        return super()._raise_visibility(locator, target)
+
+
+@plant("test_embargo")
+class ClosesEverything(ShowcaseBackend):
+    def _open(self, locator, offset):
+        if self.context.anonymous:
+            raise AccessDenied("for its owner only")
+        return super()._open(locator, offset)
+
+
+@plant("test_embargo_is_told")
+class KeepsTheEmbargoToItself(ShowcaseBackend):
+    def _artifact(self, locator, stored):
+        return replace(super()._artifact(locator, stored), embargo=None)
+
+
+@plant("test_embargo_of_a_second_put")
+class KeepsTheFirstEmbargo(ShowcaseBackend):
+    def _closed(self, locator, new):
+        return self._stat(locator)
+
+
+@plant("test_embargo_of_a_second_put")
+class OpensWhatNobodySpeaksOf(ShowcaseBackend):
+    def _closed(self, locator, new):
+        return super()._closed(locator, replace(new, wish=Visibility.PUBLIC))
+
+
+@plant("test_description")
+class WantsWholeNames(ShowcaseBackend):
+    def rehearse(self, new, size):
+        super().rehearse(new, size)
+        "; ".join(creator["name"] for creator in new.description["creators"])
+
+
+@plant("test_description")
+class CutsTheTitle(ShowcaseBackend):
+    def _artifact(self, locator, stored):
+        found = super()._artifact(locator, stored)
+        return replace(found, description={**found.description, "title": found.description["title"][:20]})
+
+
+@plant("test_description_that_says_nothing")
+class StumblesOverAMissingTitle(ShowcaseBackend):
+    def rehearse(self, new, size):
+        new.description["title"].strip()
+
+
+@plant("test_description_that_says_nothing")
+class LooksAtTheTitleTooLate(ShowcaseBackend):
+    def _put(self, source, new, resume, on_reserved):
+        on_reserved(Locator(source.archive_sha256))
+        return super()._put(source, new, resume, on_reserved)
+
+
+@plant("test_rehearsal")
+class RehearsesForReal(ShowcaseBackend):
+    def rehearse(self, new, size):
+        super().rehearse(new, size)
+        bundle = make_bundle()
+        stored = Stored(bundle.archive, bundle.manifest, bundle.bundle_sha256, new.created)
+        self.space.items.setdefault(bundle.archive_sha256, stored)
+
+
+@plant("test_rehearsal")
+class RehearsesNothing(ShowcaseBackend):
+    def _put(self, source, new, resume, on_reserved):
+        super().rehearse(new, source.size)
+        return super()._put(source, new, resume, on_reserved)
+
+    def rehearse(self, new, size):
+        pass
+
+
+@plant("test_own_refs")
+class DisownsItsRefs(MemoryBackend):
+    def is_own(self, ref):
+        return False
+
+
+@plant("test_own_refs")
+class OwnsEveryRef(MemoryBackend):
+    def is_own(self, ref):
+        return True
 
 
 # -- listing and deleting

@@ -3,7 +3,8 @@
 import hashlib
 import importlib.resources
 import json
-from contextlib import ExitStack, contextmanager
+import re
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -20,10 +21,19 @@ from ari_backends.zenodo.client import Version
 from ari_backends.zenodo.note import Note, read
 from ari_core.conformance import BackendContract, make_bundle, repacked
 from ari_core.conformance.knobs import is_absent, read_all
-from ari_core.contract import Artifact, Claim, Locator, OpenContext, SupportsManifest, Visibility
+from ari_core.contract import (
+    Artifact,
+    Claim,
+    Locator,
+    OpenContext,
+    SupportsManifest,
+    SupportsRehearsal,
+    Visibility,
+)
 from ari_core.errors import (
     AccessDenied,
     AlreadyExists,
+    AriError,
     ConfigurationError,
     IntegrityError,
     InvalidConfiguration,
@@ -32,12 +42,14 @@ from ari_core.errors import (
     RateLimited,
     Unavailable,
     Unsupported,
+    UsageError,
 )
 from ari_core.plugins import load_plugins
 from ari_core.record import read_record
 from ari_core.settings import open_for_ref
 from ari_core.workflows.clone import clone
 from ari_core.workflows.curate import curate
+from ari_core.workflows.mirror import mirror
 from ari_core.workflows.promote import promote
 from ari_core.workflows.publish import publish
 
@@ -68,6 +80,10 @@ def put(backend, bundle, **more):
     return backend.put(bundle.source(), new(**more))
 
 
+def in_days(days):
+    return datetime.now(UTC).date() + timedelta(days=days)
+
+
 def md5(data):
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
@@ -76,11 +92,8 @@ class TestZenodo(BackendContract):
     """What every backend has to pass."""
 
     @pytest.fixture
-    def backend(self, service, tmp_path):
-        # The suite describes nothing, and Zenodo publishes nothing without a title.
-        described = tmp_path / "CITATION.cff"
-        described.write_text("cff-version: 1.2.0\ntitle: A run\nauthors:\n- family-names: Lovelace\n")
-        with zenodo(service, metadata=described) as opened:
+    def backend(self, service):
+        with zenodo(service) as opened:
             opened.service = service
             yield opened
 
@@ -375,7 +388,7 @@ def test_two_runs_in_one_draft_notice_each_other(service, backend, monkeypatch, 
         assert backend.stat(reserved[0]).archive_sha256 == TWO.archive_sha256
     except NotFound:
         assert moment == "the bundle is sent"  # Zenodo throws away what two send at once
-    artifact, _ = backend.put(ONE.source(), new(), resume=reserved[0])
+    artifact, _ = backend.put(ONE.source(), new(replace=True), resume=reserved[0])
     assert artifact.locator == reserved[0]
     assert read_all(backend, reserved[0]) == ONE.archive
 
@@ -553,18 +566,98 @@ def test_a_draft_whose_embargo_is_over_is_published_without_it(service, backend,
         assert reader._look(artifact.locator).says["metadata"] == before
 
 
+def test_an_embargo_that_is_wished_for_later_is_set_in_the_draft(service, backend):
+    about = {**DESCRIPTION, "keywords": ["tides"], "language": "en"}
+    artifact, _ = put(backend, ONE, description=about)
+    before = backend._look(artifact.locator)
+    for days in 30, 60, 20:
+        day = in_days(days)
+        found, created = put(backend, ONE, embargo=day, wish=Visibility.PUBLIC)
+        assert (found, created) == (backend.stat(artifact.locator), False)
+        assert (found.locator, found.embargo) == (artifact.locator, day)
+    after = backend._look(artifact.locator)
+    assert (after.says["metadata"], after.dois, after.files) == (
+        before.says["metadata"],
+        before.dois,
+        before.files,
+    )
+    backend.raise_visibility(artifact.locator, Visibility.PUBLIC)
+    with (
+        zenodo(service, token=None) as reader,
+        pytest.raises(AccessDenied, match=f"restricted until {in_days(20)}"),
+    ):
+        reader.stat(artifact.locator)
+
+
+def test_an_embargo_goes_when_public_is_wished_for_and_not_when_nothing_is(service, backend):
+    artifact, _ = put(backend, ONE, embargo=in_days(30))
+    for wish in None, Visibility.STAGED:
+        assert put(backend, ONE, wish=wish)[0].embargo == in_days(30)
+    assert put(backend, ONE, wish=Visibility.PUBLIC)[0].embargo is None
+    backend.raise_visibility(artifact.locator, Visibility.PUBLIC)
+    with zenodo(service, token=None) as reader:
+        assert read_all(reader, artifact.locator) == ONE.archive
+
+
+def test_an_embargo_for_what_is_published_is_told_to_come_too_late(service):
+    lines = []
+    with zenodo(service, warn=lines.append) as backend:
+        artifact, _ = put(backend, ONE)
+        backend.raise_visibility(artifact.locator, Visibility.PUBLIC)
+        del lines[:]
+        before = service.state()
+        found, _ = put(backend, ONE, previous=artifact, embargo=in_days(30))
+        assert found.embargo is None
+        assert service.state() == before
+        assert put(backend, ONE, previous=artifact)[0].embargo is None
+    assert len(lines) == 1
+    assert re.search(rf"/records/{number(artifact.locator)} is published already", lines[0])
+
+
+def test_files_that_were_closed_by_hand_stay_closed(service, backend):
+    artifact, _ = put(backend, ONE)
+    version = backend._look(artifact.locator)
+    closed = {"record": "public", "files": "restricted"}
+    backend._repository(service.url).describe(
+        version, {**zenodo_backend._as_it_is(version, None), "access": closed}
+    )
+    put(backend, ONE, wish=Visibility.PUBLIC)
+    assert backend._look(artifact.locator).is_restricted
+
+
+def test_a_rehearsal_says_what_a_put_would_refuse_and_changes_nothing(service, tmp_path):
+    refused = [
+        ({"description": {}}, None, InvalidConfiguration, "title"),
+        ({"description": {**DESCRIPTION, "language": "klingonish"}}, None, ConfigurationError, "language"),
+        ({"wish": Visibility.UNLISTED}, None, Unsupported, "no level 'unlisted'"),
+        ({}, 10**12, QuotaExceeded, "1000000000000 bytes"),
+    ]
+    with zenodo(service) as backend:
+        rehearse = backend.optional(SupportsRehearsal).rehearse
+        for more, size, error, why in refused:
+            with pytest.raises(error, match=why):
+                rehearse(new(**more), size)
+        for size in None, 0, len(ONE.archive):
+            rehearse(new(embargo=in_days(30)), size)
+    with zenodo(service, token=None) as backend, pytest.raises(AccessDenied, match="needs a token"):
+        backend.optional(SupportsRehearsal).rehearse(new(), None)
+    assert service.seen == []
+
+
 def test_a_description_goes_back_as_it_is_given_and_not_as_it_is_shown():
     shown = {
         "resource_type": {"id": "dataset", "title": {"en": "Dataset"}},
         "rights": [{"id": "mit", "title": {"en": "MIT"}}, {"title": {"en": "House rules"}}],
         "creators": [{"person_or_org": {"family_name": "Lovelace"}, "affiliations": [{"id": "1", "name": "X"}]}],
     }
-    version = Version("https://zenodo.org", "7", {"metadata": shown}, {})
-    assert zenodo_backend._opened(version)["metadata"] == {
+    version = Version("https://zenodo.org", "7", {"metadata": shown, "access": {"record": "restricted"}}, {})
+    assert zenodo_backend._as_it_is(version, None)["metadata"] == {
         "resource_type": {"id": "dataset"},
         "rights": [{"id": "mit"}, {"title": {"en": "House rules"}}],
         "creators": [{"person_or_org": {"family_name": "Lovelace"}, "affiliations": [{"id": "1"}]}],
     }
+    for until in None, in_days(1):
+        assert zenodo_backend._as_it_is(version, until)["access"]["record"] == "restricted"
 
 
 def test_only_drafts_are_deleted(service, backend):
@@ -593,8 +686,10 @@ def test_a_record_is_submitted_to_its_communities(service, members):
 
 def test_a_community_that_does_not_take_it_leaves_the_publication_as_it_is(service):
     lines = []
+    service.community("no-such")
     with zenodo(service, warn=lines.append, community="no-such") as backend:
         artifact, _ = put(backend, ONE)
+        service.store.communities.clear()
         assert backend.raise_visibility(artifact.locator, Visibility.PUBLIC) is Visibility.PUBLIC
     assert [line for line in lines if line.startswith("community 'no-such': ")]
     assert number(artifact.locator) in service.state().records
@@ -737,6 +832,16 @@ def test_a_withdrawn_record_is_gone_and_says_so(service, backend):
     assert "another copy" in caught.value.hint
 
 
+def test_a_draft_that_somebody_made_by_hand_is_not_deleted(service, backend):
+    first, _ = put(backend, ONE)
+    version = backend._look(first.locator)
+    about = {**version.says["metadata"], "additional_descriptions": []}
+    backend._repository(service.url).describe(version, {"metadata": about, "files": {"enabled": True}})
+    with pytest.raises(Unsupported, match="not touched"):
+        backend.delete(first.locator)
+    assert service.state().drafts.keys() == {number(first.locator)}
+
+
 def test_a_draft_is_not_absent_for_those_who_may_not_see_it(service, backend):
     artifact, _ = put(backend, ONE)
     with zenodo(service, token=None) as reader, pytest.raises(AccessDenied):
@@ -782,6 +887,7 @@ def test_a_checkpoint_goes_on_where_its_last_run_was_interrupted(service, study)
     assert done.created
     assert (done.record.ref, done.record.pending) == (f"zenodo+{service.url}/records/{draft}", None)
     assert publish(study, backend="zenodo").created is False
+    assert read_record(study).extra["doi"] == f"10.5281/zenodo.{draft}"  # which a ref of this place does not tell
     assert service.state().drafts.keys() == {draft}
     with zenodo(service) as backend:
         says = backend._look(Locator(f"{service.url}/{draft}")).says["metadata"]
@@ -797,6 +903,85 @@ def test_an_embargo_of_the_author_is_one_of_the_repository(service, study):
         clone(str(study), copy)
     service.pass_days(30)
     assert clone(str(study), copy, expect_sha256=record.bundle_sha256).bundle_sha256 == record.bundle_sha256
+
+
+def edit(study, visibility):
+    policy = study / "ear/publish.yaml"
+    policy.write_text(policy.read_text() + f"visibility: {visibility}\n")
+    curate(study)
+    publish(study, backend="zenodo")
+
+
+LATER = {
+    "published again with it": lambda study, wish: publish(study, backend="zenodo", visibility=wish),
+    "written into publish.yaml": edit,
+    "copied, then published again, then copied again": lambda study, wish: (
+        publish(study, backend="local-tarball", visibility=wish),
+        mirror(str(study), "zenodo"),
+    ),
+}
+
+
+@pytest.mark.parametrize("how", LATER)
+def test_an_embargo_that_came_after_the_draft_keeps_the_files_closed(service, study, how):
+    copied = how.startswith("copied")
+    publish(study, backend="local-tarball" if copied else "zenodo")
+    if copied:
+        mirror(str(study), "zenodo")
+    LATER[how](study, f"embargoed-until:{in_days(30)}")
+    with suppress(UsageError):  # of the folder, which keeps no embargo
+        promote(study)
+    (record,) = service.state().records
+    with zenodo(service, token=None) as reader:
+        locator = Locator(f"{service.url}/{record}")
+        with pytest.raises(AccessDenied, match=f"restricted until {in_days(30)}"):
+            reader.stat(locator)
+        service.pass_days(30)
+        assert reader.stat(locator).size
+
+
+UNSET = {
+    "named when promoting": lambda _study, wish: {"target": wish},
+    "wished for where the copy was not told": lambda study, wish: (
+        publish(study, backend="local-tarball", visibility=wish) and {}
+    ),
+}
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize("how", UNSET)
+def test_what_the_repository_was_not_told_of_an_embargo_is_not_published(service, study, how, dry_run):
+    publish(study, backend="local-tarball" if "copy" in how else "zenodo")
+    if "copy" in how:
+        mirror(str(study), "zenodo")
+    given = UNSET[how](study, f"embargoed-until:{in_days(30)}")
+    result = None
+    try:
+        result = promote(study, **given, dry_run=dry_run)
+    except AriError as error:
+        told = error
+    else:
+        told = next(place.error for place in result.places if place.backend == "zenodo")
+    assert f"{in_days(30)}" in str(told)
+    assert told.exit_code == 2
+    assert service.state().records == {}
+    assert read_record(study).visibility == "staged"
+
+
+def test_an_embargo_that_was_taken_back_does_not_keep_the_files_closed(service, study):
+    publish(study, backend="zenodo", visibility=f"embargoed-until:{in_days(30)}")
+    publish(study, backend="zenodo", visibility="public")
+    promote(study)
+    assert clone(str(study), study / "copy").bundle_sha256 == read_record(study).bundle_sha256
+
+
+def test_an_embargo_that_nobody_wishes_for_is_told_when_it_is_published(service, study):
+    publish(study, backend="zenodo", visibility=f"embargoed-until:{in_days(30)}")
+    publish(study, backend="zenodo", visibility="staged")
+    lines = []
+    assert promote(study, target="public", warn=lines.append).record.visibility == "public"
+    assert len([line for line in lines if f"until {in_days(30)}" in line]) == 1
+    assert len(service.state().records) == 1
 
 
 # -- what goes where ----------------------------------------------------------------------------------------------

@@ -29,7 +29,6 @@ REQUESTS = {
     "look at the record": "GET /api/records/[0-9]+$",
     "read": "GET .*/content",
 }
-CHANGING = [name for name, pattern in REQUESTS.items() if not pattern.startswith("GET")]
 PASSING = {
     "429": {"retry_after": 3},
     "500": {},
@@ -43,7 +42,10 @@ PASSING = {
     "lost-answer": {},
     "truncate": {"at": 3},
     "lost-content": {},
+    "wrong-bytes": {"at": 100},
 }
+ONLY = {"wrong-bytes": ["send"], "search-lag": ["search"]}
+"""Faults that are of no kind of request but these. That other bytes are read is for core to find out."""
 LASTING = {"blocked": {}, "guest": {}, "quota": {}, "403": {}, "413": {}}
 
 
@@ -88,10 +90,11 @@ def assert_told(step, order=None):
 @pytest.mark.parametrize("fault", PASSING)
 def test_what_passes_is_waited_for(service, fault):
     kind = fault.partition(",")[0].partition(" ")[0]
-    for seed, (name, when) in enumerate(REQUESTS.items()):
+    for seed, name in enumerate(ONLY.get(fault, REQUESTS)):
         bundle = make_bundle(seed=seed)
-        service.faults.add(kind, when, **PASSING[fault])
+        order = service.faults.add(kind, REQUESTS[name], **PASSING[fault])
         locator = life(service, bundle)
+        assert order.done or fault not in ONLY, name
         service.faults.clear()
         state = service.state()
         assert holders(state.records, bundle) == [number(locator)], name
@@ -144,7 +147,7 @@ class Campaign:
         """Orders what will go wrong."""
         for _ in range(self.random.choice([0, 1, 1, 2, 3])):
             fault, options = self.random.choice([*PASSING.items(), *LASTING.items(), ("search-lag", {})])
-            when = REQUESTS[self.random.choice([*REQUESTS])] if fault != "search-lag" else "GET /api/user/records"
+            when = REQUESTS[self.random.choice(ONLY.get(fault, [*REQUESTS]))]
             how = {"nth": self.random.choice([1, 1, 2, 3]), "times": self.random.choice([1, 1, 2, 9])}
             self.service.faults.add(fault.partition(",")[0].partition(" ")[0], when, **{**options, **how})
 

@@ -841,6 +841,20 @@ def test_an_exclude_glob_with_the_name_of_a_file_as_a_folder_is_a_warning(checkp
     assert warning == "publish.yaml: exclude 'private.csv/**' matches nothing in ear/"
 
 
+def test_a_citation_file_that_is_not_asked_for_is_a_warning(checkpoint):
+    files = {"a": "", "CITATION.cff": "title: x\n"}
+    (warning,) = curate(checkpoint(files, "include: [a]\n")).warnings
+    assert warning == "CITATION.cff describes the bundle only as a part of it: add it to include in publish.yaml"
+    for policy in "include: [a, CITATION.cff]\n", "include: ['**']\nexclude: [CITATION.cff]\n":
+        assert curate(checkpoint(files, policy)).warnings == ()
+
+
+def test_an_embargo_whose_day_is_over_is_a_warning(checkpoint):
+    (warning,) = curate(checkpoint({"a": ""}, "include: [a]\nvisibility: embargoed-until:2026-02-01\n")).warnings
+    assert warning.startswith("publish.yaml: the embargo until 2026-02-01 is over already")
+    assert curate(checkpoint({"a": ""}, "include: [a]\nvisibility: embargoed-until:2999-02-01\n")).warnings == ()
+
+
 @pytest.mark.parametrize(
     "name", ["ear/publish.yml", "publish.yaml", "ear/Publish.yaml", "ear/PUBLISH.YML", "Publish.yml"]
 )

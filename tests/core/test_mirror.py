@@ -16,7 +16,7 @@ from support.memory import MemoryBackend, MemorySettings, Stored
 from support.places import photograph
 
 import ari_core.settings
-from ari_core import clone, curate, delete, mirror, promote, publish, status
+from ari_core import clone, curate, delete, mirror, promote, publish, show, status, verify
 from ari_core.contract import Locator, Visibility
 from ari_core.errors import (
     AccessDenied,
@@ -27,6 +27,7 @@ from ari_core.errors import (
     ContentMismatchError,
     DigestMismatchError,
     IntegrityError,
+    InvalidConfiguration,
     NotAnchoredError,
     PartlyDoneError,
     QuotaExceeded,
@@ -43,6 +44,7 @@ from ari_core.workflows.copies import split_options
 from ari_core.wrappers import RetryBackend, RetryPolicy
 
 promote_module = importlib.import_module("ari_core.workflows.promote")
+publish_module = importlib.import_module("ari_core.workflows.publish")
 
 OTHER = {"README.md": b"another one\n"}
 
@@ -59,8 +61,8 @@ class Store(MemoryBackend):
     def __init__(self, name):
         super().__init__(MemorySettings())
         self.name = name
-        self.fail_put = self.fail_raise = self.fail_probe = None
-        self.seen = []
+        self.fail_put = self.fail_raise = self.fail_probe = self.fail_delete = None
+        self.seen, self.deleted = [], []
         self.opened = 0
 
     @contextmanager
@@ -86,6 +88,12 @@ class Store(MemoryBackend):
         if self.fail_raise:
             raise self.fail_raise
         return super()._raise_visibility(locator, target)
+
+    def _delete(self, locator):
+        if self.fail_delete:
+            raise self.fail_delete
+        self.deleted.append(locator)
+        super()._delete(locator)
 
     def _ref(self, locator):
         return f"memory://{self.name}/{locator}"
@@ -142,7 +150,33 @@ class Describing(Store):
 
 
 class Embargoing(Describing):
+    """Keeps embargoes, of what it is told of one."""
+
     capabilities = replace(Store.capabilities, embargo=True)
+    deaf = False
+
+    def _stat(self, locator):
+        told = [new.embargo for new, *_ in self.seen if not self.deaf]
+        return replace(super()._stat(locator), embargo=told[0] if told else None)
+
+
+class Particular(Levels, Describing):
+    """Refuses what it could not show, at a put and before."""
+
+    def __init__(self, name):
+        super().__init__(name)
+        self.rehearsed = []
+
+    def rehearse(self, new, size):
+        self.rehearsed.append((new, size))
+        if new.wish and new.wish not in self.capabilities.levels:
+            raise Unsupported(f"no level '{new.wish}' here")
+        if "title" not in new.description:
+            raise InvalidConfiguration("it would not publish this: there is no title")
+
+    def _put(self, source, new, resume, on_reserved):
+        self.rehearse(new, source.size)
+        return super()._put(source, new, resume, on_reserved)
 
 
 @pytest.fixture
@@ -446,6 +480,41 @@ def test_a_dry_run_verifies_and_writes_nothing(stores, archive, tmp_path, monkey
     assert photograph(tmp_path).keys() == before.keys()
 
 
+@pytest.mark.parametrize("to", [["z"], ["z", "b"]], ids=["one", "several"])
+@pytest.mark.parametrize("kind", ["archive", "folder", "plain tar", "checkpoint"])
+def test_a_dry_run_finds_what_a_store_would_refuse(stores, place, tmp_path, kind, to):
+    there, other = stores("z", Particular), stores("b")
+    make_bundle(tmp_path / "bundle.tar.gz")
+    refs = {"archive": tmp_path / "bundle.tar.gz", "checkpoint": tmp_path / "run", "folder": tmp_path / "tree"}
+    make_tree(refs["folder"])
+    refs["plain tar"] = plain_tar(tmp_path)[0]
+    if kind == "checkpoint":
+        publish(make_checkpoint(refs["checkpoint"]))
+    before = photograph(tmp_path)
+    if to == ["z"]:
+        with pytest.raises(InvalidConfiguration, match="no title"):
+            mirror(str(refs[kind]), to, dry_run=True)
+    else:
+        done = mirror(str(refs[kind]), to, dry_run=True)
+        assert [type(copy.error) for copy in done.copies] == [InvalidConfiguration, type(None)]
+        assert done.error.exit_code == 6
+    archive = refs["checkpoint"] / "bundle.tar.gz" if kind == "checkpoint" else refs["archive"]
+    size = None if kind in {"folder", "plain tar"} else archive.stat().st_size
+    assert [seen for _, seen in there.rehearsed] == [size]
+    assert there.seen == other.seen == []
+    assert photograph(tmp_path).keys() == before.keys()
+
+
+def test_a_dry_run_tells_a_store_what_the_bundle_says_of_itself(stores, place, tmp_path):
+    there = stores("z", Particular)
+    make_bundle(tmp_path / "cited.tar.gz", {**FILES, "CITATION.cff": CFF.encode()})
+    assert mirror(str(tmp_path / "cited.tar.gz"), "z", dry_run=True).copies[0].error is None
+    assert there.rehearsed[0][0].description["title"] == "From the bundle"
+    make_bundle(tmp_path / "e.tar.gz", publish={"visibility": "embargoed-until:2999-01-01"})
+    with pytest.raises(UsageError, match="embargo"):
+        mirror(str(tmp_path / "e.tar.gz"), "z", visibility="public", dry_run=True)
+
+
 # -- what arrived ------------------------------------------------------------------------------------------------
 
 
@@ -540,6 +609,33 @@ def test_an_embargo_holds_for_copies_too(stores, tmp_path):
     assert keeper.seen[0][0].embargo.isoformat() == "2999-01-01"
 
 
+@pytest.mark.usefixtures("place")
+def test_a_copy_is_not_opened_by_a_store_that_knows_nothing_of_the_embargo(stores, tmp_path):
+    keeper = stores("c", Embargoing)
+    keeper.deaf = True
+    make_bundle(tmp_path / "e.tar.gz", publish={"visibility": "embargoed-until:2999-01-01"})
+    with pytest.raises(UsageError, match="2999-01-01"):
+        mirror(str(tmp_path / "e.tar.gz"), "c", visibility="public")
+    assert {stored.visibility for stored in keeper.space.items.values()} == {Visibility.STAGED}
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("of", ["an archive", "a checkpoint", "a publication"])
+def test_a_wish_that_a_store_cannot_grant_keeps_no_copy_from_being_made(stores, tmp_path, of):
+    """A copy is staged; promoting leaves it at that where there is no such level."""
+    there = stores("z", Particular)
+    policy = "include: [CITATION.cff]\nvisibility: unlisted\n"
+    run = make_checkpoint(tmp_path / "run", [("CITATION.cff", CFF), ("publish.yaml", policy)])
+    published = publish(run, also=["z"] if of == "a publication" else [])
+    if of != "a publication":
+        mirror(str(run / "bundle.tar.gz" if of == "an archive" else run), "z", checkpoint=run)
+    assert published.error is None
+    assert [(new.wish, new.embargo) for new, *_ in there.seen] == [(Visibility.STAGED, None)]
+    assert "no level" in promote(run).places[1].note
+    assert mirror(str(run), "z", visibility="public").copies[0].visibility == "public"
+    assert there.seen[-1][0].wish == "public"
+
+
 def test_a_copy_that_cannot_be_raised_is_noted_all_the_same(stores, checkpoint):
     publish(checkpoint)
     stores("b").fail_raise = AccessDenied("not you")
@@ -608,12 +704,14 @@ def test_a_record_is_followed_without_credentials_and_what_to_do_is_said(stores,
     publish(checkpoint, backend="a")
     stores("b")
     here.closed = True
-    with pytest.raises(AccessDenied, match="not without a token") as caught:
-        mirror(str(checkpoint), "b")
-    assert "name what it names" in caught.value.hint
-    with pytest.raises(AccessDenied) as caught:
-        mirror(read_record(checkpoint).ref, "b")
-    assert "name what it names" not in caught.value.hint
+    ref = read_record(checkpoint).ref
+    for read in (lambda ref: mirror(ref, "b"), lambda ref: clone(ref, checkpoint / "copy"), verify, show):
+        with pytest.raises(AccessDenied, match="not without a token") as caught:
+            read(str(checkpoint))
+        assert f"without your credentials; to use them, name the copy itself: {ref}" in caught.value.hint
+        with pytest.raises(AccessDenied) as caught:
+            read(ref)
+        assert "name the copy" not in caught.value.hint
 
 
 def test_no_secret_gets_into_the_record(checkpoint, tmp_path, monkeypatch):
@@ -650,6 +748,62 @@ def test_what_was_begun_is_written_down_resumed_and_forgotten(stores, checkpoint
     mirror(str(checkpoint), "b")
     assert [resume for _, resume, _ in one.seen] == ["reserved-1"]
     assert [line["backend"] for line in read_record(checkpoint).pending_copies] == ["c"]
+
+
+def test_what_was_begun_elsewhere_is_not_forgotten_by_a_publication(stores, checkpoint):
+    """A reserved name that nobody knows of is a draft left over for ever."""
+    begun, _ = stores("z", Reserving), stores("a")
+    begun.fail_put = Unavailable("the line is down")
+    with pytest.raises(Unavailable):
+        publish(checkpoint, backend="z")
+    assert read_record(checkpoint).pending["locator"] == "reserved-1"
+    publish(checkpoint, backend="a")
+    record = read_record(checkpoint)
+    assert record.pending is None
+    assert [line["locator"] for line in record.pending_copies] == ["reserved-1"]
+    begun.fail_put = None
+    publish(checkpoint, backend="z")
+    assert begun.seen[-1][1] == "reserved-1"
+    assert read_record(checkpoint).unfinished() == []
+
+
+def test_a_copy_goes_on_with_what_a_publication_began(stores, checkpoint):
+    publish(checkpoint)
+    begun = stores("z", Reserving)
+    begun.fail_put = Unavailable("the line is down")
+    with pytest.raises(Unavailable):
+        publish(checkpoint, backend="z")
+    begun.fail_put = None
+    mirror(str(checkpoint), "z")
+    assert begun.seen[-1][1] == "reserved-1"
+    assert read_record(checkpoint).unfinished() == []
+
+
+def test_one_publication_begun_after_another_keeps_both_in_mind(stores, checkpoint):
+    for name in ("y", "z"):
+        stores(name, Reserving).fail_put = Unavailable("the line is down")
+        with pytest.raises(Unavailable):
+            publish(checkpoint, backend=name)
+    record = read_record(checkpoint)
+    assert record.pending["backend"] == "z"
+    assert [line["backend"] for line in record.pending_copies] == ["y"]
+
+
+def test_what_was_begun_with_other_settings_is_kept_unless_a_store_goes_on_with_it(stores, checkpoint):
+    """The sandbox and the real thing are one backend, and what is in one is not in the other."""
+
+    class Two(Reserving):
+        def _put(self, source, new, resume, on_reserved):
+            self.seen.append((new, resume, False))
+            on_reserved(Locator(self.named))
+            raise Unavailable("the line is down")
+
+    store = stores("z", Two)
+    for store.named, options in (("one", {"page": "1"}), ("two", {"page": "2"}), ("one", {"page": "1"})):
+        with pytest.raises(Unavailable):
+            publish(checkpoint, backend="z", options=options)
+    assert store.seen[-1][1] == "one"
+    assert {line["locator"] for line in read_record(checkpoint).unfinished()} == {"one", "two"}
 
 
 def test_a_new_version_knows_what_it_supersedes(stores, checkpoint):
@@ -807,6 +961,36 @@ def test_a_wrong_setting_of_a_copy_is_found_before_anything_is_published(stores,
     assert read_record(checkpoint) is None
 
 
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_what_a_store_would_refuse_is_known_before_anything_is_packed(stores, checkpoint, monkeypatch, dry_run):
+    there = stores("z", Particular)
+    monkeypatch.setattr(publish_module, "pack", None)  # whoever packs fails
+    with pytest.raises(InvalidConfiguration, match="no title"):
+        publish(checkpoint, backend="z", dry_run=dry_run)
+    with pytest.raises(ConfigurationError, match="CITATION"):
+        publish(bad_citation(checkpoint), backend="z", dry_run=dry_run)
+    assert there.seen == []
+    assert read_record(checkpoint) is None
+
+
+def bad_citation(checkpoint):
+    (checkpoint / "ear" / "CITATION.cff").write_text("title: [1]\n")
+    (checkpoint / "ear" / "publish.yaml").write_text("include: [CITATION.cff]\n")
+    curate(checkpoint)
+    return checkpoint
+
+
+def test_a_dry_run_tells_which_copies_would_fail(stores, checkpoint):
+    stores("a"), stores("b"), stores("z", Particular)
+    done = publish(checkpoint, backend="a", also=["b", "z"], dry_run=True)
+    assert [(copy.to, type(copy.error)) for copy in done.copies] == [
+        ("b", type(None)),
+        ("z", InvalidConfiguration),
+    ]
+    assert done.error.exit_code == 6
+    assert read_record(checkpoint) is None
+
+
 def test_publishing_to_where_a_copy_was_makes_that_the_place(stores, checkpoint):
     stores("a"), stores("b")
     publish(checkpoint, backend="a", also=["b"])
@@ -891,11 +1075,100 @@ def test_where_nothing_can_be_promoted_that_is_the_error(published):
 
 def test_copies_can_be_promoted_when_only_they_are_left(published):
     checkpoint, *_ = published
-    gone = delete(checkpoint)
+    gone = delete(checkpoint).record
     assert len(gone.copies) == 2
     done = promote(checkpoint)
     assert [place.visibility for place in done.places] == ["public"] * 2
     assert read_record(checkpoint).ref == ""
+
+
+# -- deleting copies ---------------------------------------------------------------------------------------------
+
+
+def test_a_copy_is_deleted_by_its_name_or_its_ref(published):
+    checkpoint, first, second, third = published
+    refs = [copy["ref"] for copy in read_record(checkpoint).copies]
+    done = delete(checkpoint, copies=["b"])
+    assert [(place.ref, place.error) for place in done.places] == [(refs[0], None)]
+    assert [copy["ref"] for copy in done.record.copies] == [refs[1]]
+    done = delete(checkpoint, copies=[refs[1]])
+    assert (len(first.archives), second.archives, third.archives) == (1, [], [])
+    record = read_record(checkpoint)
+    assert record == done.record
+    assert (record.copies, record.ref[:11]) == ([], "memory://a/")
+    assert [line["ref"] for line in record.history if line["event"] == "deleted"] == refs
+
+
+def test_all_of_it_is_deleted_and_what_cannot_be_is_said_and_kept_in_mind(published):
+    checkpoint, first, second, third = published
+    second.fail_delete = AccessDenied("not you")
+    done = delete(checkpoint, everything=True)
+    assert isinstance(done.error, PartlyDoneError)
+    assert [type(place.error) for place in done.places] == [type(None), AccessDenied, type(None)]
+    assert [first.archives, third.archives] == [[], []]
+    record = read_record(checkpoint)
+    assert (record.ref, [copy["backend"] for copy in record.copies]) == ("", ["b"])
+    with pytest.raises(AccessDenied):
+        delete(checkpoint, everything=True)
+    second.fail_delete = None
+    assert delete(checkpoint, everything=True).record.copies == []
+    with pytest.raises(CheckpointNotFoundError, match="nothing is published"):
+        delete(checkpoint, everything=True)
+
+
+def test_where_only_copies_are_left_that_is_said(published):
+    checkpoint, *_ = published
+    delete(checkpoint)
+    with pytest.raises(CheckpointNotFoundError, match=r"only copies are left: memory://b/.*memory://z/") as caught:
+        delete(checkpoint)
+    assert "--copy" in caught.value.hint
+
+
+def test_a_copy_has_to_be_named_well(stores, published):
+    checkpoint, *_ = published
+    stores("z").keep(b"x")
+    for name, words in (("nowhere", "there is no copy"), ("a", "there is no copy")):
+        with pytest.raises(UsageError, match=words):
+            delete(checkpoint, copies=[name])
+    record = read_record(checkpoint)
+    twin = {**record.copies[0], "ref": "memory://b/other"}
+    write_record(checkpoint, record.model_copy(update={"copies": [*record.copies, twin]}))
+    with pytest.raises(UsageError, match="2 copies") as caught:
+        delete(checkpoint, copies=["b"])
+    assert "memory://b/other" in caught.value.hint
+    assert len(read_record(checkpoint).copies) == 3
+
+
+def test_a_copy_that_is_another_bundle_by_now_is_not_deleted(published, archive):
+    checkpoint, _, other, _ = published
+    (item,) = other.space.items
+    other.space.items[item] = replace(other.space.items[item], bundle_sha256=archive[1].bundle_sha256)
+    record = read_record(checkpoint)
+    copies = [{**copy, "archive_sha256": None} for copy in record.copies]
+    write_record(checkpoint, record.model_copy(update={"copies": copies}))
+    with pytest.raises(AlreadyExists, match="not touched"):
+        delete(checkpoint, copies=["b"])
+    assert len(other.archives) == 1
+
+
+def test_deleting_one_copy_for_rehearsal_deletes_none(published):
+    checkpoint, *stores = published
+    before = read_record(checkpoint)
+    assert len(delete(checkpoint, everything=True, dry_run=True).places) == 3
+    assert read_record(checkpoint) == before
+    assert [len(store.archives) for store in stores] == [1, 1, 1]
+
+
+def test_a_copy_that_was_begun_is_discarded_by_name(stores, published):
+    checkpoint, *_ = published
+    begun = stores("r", Reserving)
+    begun.fail_put = Unavailable("down")
+    with pytest.raises(Unavailable):
+        mirror(str(checkpoint / "ear_published"), "r", checkpoint=checkpoint)
+    done = delete(checkpoint, copies=["r"])
+    assert [(place.ref, place.unfinished) for place in done.places] == [("reserved-1", True)]
+    assert begun.deleted == ["reserved-1"]
+    assert (done.record.pending_copies, len(done.record.copies), bool(done.record.ref)) == ([], 2, True)
 
 
 def test_status_lists_copies_and_what_is_unfinished(stores, published):

@@ -22,6 +22,7 @@ from ari_core.errors import (
     ConfigurationError,
     CurationError,
     LocalPermissionError,
+    ReadOnly,
     Unavailable,
     UnknownBackend,
     Unsupported,
@@ -201,6 +202,13 @@ def test_a_store_that_only_reads_is_said(checkpoint, dry_run):
     assert "local-tarball" in caught.value.hint
 
 
+def test_a_place_that_is_read_only_is_said(checkpoint, monkeypatch):
+    monkeypatch.setattr("ari_backends.local_tarball.is_writable", lambda *_: False)
+    with pytest.raises(ReadOnly, match="in this place") as caught:
+        publish(checkpoint)
+    assert "mounted" in caught.value.hint
+
+
 def test_a_misspelt_rehearsal_is_not_the_performance(checkpoint, monkeypatch):
     monkeypatch.setenv("ARI_PUBLISH_DRY_RUN", "1")
     before = listing(checkpoint)
@@ -223,7 +231,7 @@ def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(CheckpointNotFoundError, match="not curated"):
         publish(tmp_path)
     for call in (promote, delete):
-        with pytest.raises(CheckpointNotFoundError, match="nothing is published"):
+        with pytest.raises(CheckpointNotFoundError, match=r"nothing is published from '.*'$"):
             call(tmp_path)
 
 
@@ -329,6 +337,25 @@ def test_an_embargo_holds_until_its_day(checkpoint):
     assert promote(checkpoint).record.visibility == "public"
 
 
+def test_an_embargo_asked_for_whose_day_is_over_is_refused(checkpoint):
+    over = f"embargoed-until:{day(0)}"
+    with pytest.raises(UsageError, match="is over already") as caught:
+        publish(checkpoint, visibility=over)
+    assert "public" in caught.value.hint
+    publish(checkpoint)
+    with pytest.raises(UsageError, match="is over already"):
+        promote(checkpoint, target=over)
+    assert read_record(checkpoint).visibility == "staged"
+
+
+def test_an_embargo_of_the_policy_whose_day_is_over_is_told(checkpoint):
+    (checkpoint / "ear/publish.yaml").write_text(f"visibility: embargoed-until:{day(0)}\n")
+    curate(checkpoint)
+    (warning,) = (line for line in publish(checkpoint).warnings if "embargo" in line)
+    assert "promoting makes the bundle public at once" in warning
+    assert promote(checkpoint).record.visibility == "public"
+
+
 def test_what_is_gone_cannot_be_promoted(checkpoint):
     publish(checkpoint)
     (checkpoint / "bundle.tar.gz").unlink()
@@ -354,7 +381,7 @@ def test_status_tells_what_is_where(checkpoint):
 
 def test_delete_takes_it_back(checkpoint):
     ref = publish(checkpoint).record.ref
-    record = delete(checkpoint)
+    record = delete(checkpoint).record
     assert record.ref == ""
     assert record.history[-1] == {**record.history[-1], "event": "deleted", "ref": ref}
     assert not {"bundle.tar.gz", "manifest.lock"} & set(os.listdir(checkpoint))
@@ -367,7 +394,7 @@ def test_settings_are_remembered_for_later_commands(checkpoint, tmp_path, monkey
     assert ref.endswith("/usb/bundle.tar.gz")
     monkeypatch.chdir(checkpoint)
     assert promote(checkpoint, target="public").changed
-    assert delete(checkpoint).ref == ""
+    assert delete(checkpoint).record.ref == ""
     assert os.listdir(tmp_path / "usb") == []
 
 
@@ -389,14 +416,14 @@ def test_a_dry_run_deletes_nothing(checkpoint, monkeypatch, how):
     before = contents(checkpoint)
     if how == "environment":
         monkeypatch.setenv("ARI_PUBLISH_DRYRUN", "1")
-    assert delete(checkpoint, dry_run=how == "flag").ref
+    assert delete(checkpoint, dry_run=how == "flag").record.ref
     assert contents(checkpoint) == before
 
 
 def test_delete_of_what_is_gone_is_fine(checkpoint):
     publish(checkpoint)
     (checkpoint / "bundle.tar.gz").unlink()
-    assert delete(checkpoint).ref == ""
+    assert delete(checkpoint).record.ref == ""
 
 
 def test_a_damaged_record_is_a_sentence(checkpoint):
@@ -422,13 +449,18 @@ class Reserving(MemoryBackend):
             type(self).fail -= 1
             raise Unavailable("the line is down")
         type(self).seen.append(resume)
-        return super()._put(source, new, resume, on_reserved)
+        return super()._put(source, new, resume, lambda _locator: None)
+
+    def _delete(self, locator):
+        self.deleted.append(locator)
+        super()._delete(locator)
 
 
 @pytest.fixture
 def store(monkeypatch):
     """Makes every command open one and the same memory store, and give up soon."""
     one = Reserving()
+    one.deleted = []
     Reserving.seen = []
     Reserving.fail = 0
 
@@ -462,6 +494,33 @@ def test_another_bundle_resumes_too_so_that_nothing_is_orphaned(checkpoint, stor
     recurate(checkpoint, "print(2)\n")
     publish(checkpoint, backend="memory")
     assert Reserving.seen == ["reserved-1"]
+
+
+def test_what_was_begun_can_be_discarded(checkpoint, store):
+    Reserving.fail = 100
+    with pytest.raises(Unavailable):
+        publish(checkpoint, backend="memory")
+    done = delete(checkpoint)
+    assert [(place.ref, place.unfinished) for place in done.places] == [("reserved-1", True)]
+    assert store.deleted == ["reserved-1"]
+    assert read_record(checkpoint).pending is None
+    with pytest.raises(CheckpointNotFoundError):
+        delete(checkpoint)
+
+
+def test_a_reserved_name_that_holds_another_bundle_is_not_deleted(checkpoint, store, tmp_path):
+    """A record can come with a download, and name what is another's."""
+    other = another_author(tmp_path)
+    locator = store.resolve(publish(other, backend="memory").record.ref)
+    Reserving.fail = 100
+    with pytest.raises(Unavailable):
+        publish(checkpoint, backend="memory")
+    record = read_record(checkpoint)
+    write_record(checkpoint, record.model_copy(update={"pending": {**record.pending, "locator": locator}}))
+    with pytest.raises(AlreadyExists, match="another bundle"):
+        delete(checkpoint)
+    assert store.deleted == []
+    assert read_record(checkpoint).pending
 
 
 def test_promotion_goes_through_the_store(checkpoint, store):

@@ -101,6 +101,15 @@ def test_refs_that_lead_nowhere(here, ref, error, words):
     assert os.listdir(here) == []
 
 
+@pytest.mark.parametrize(
+    "ref", ["10.5281/zenodo.7", "doi.org/10.5281/zenodo.7", "www.doi.org/10.5281/zenodo.7", "DOI 10.5281/zenodo.7"]
+)
+def test_a_doi_that_is_not_written_as_a_ref_is_recognised(here, ref):
+    with pytest.raises(NotFound, match="no file or folder") as caught:
+        clone(ref)
+    assert caught.value.hint == "a DOI is written doi:10.5281/zenodo.7"
+
+
 def test_not_a_regular_file_is_refused_without_waiting(here):
     os.mkfifo(here / "pipe")
     with pytest.raises(ArchiveRefusedError, match="not a regular file"):

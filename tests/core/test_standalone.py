@@ -550,6 +550,13 @@ def manifest_is_a_folder(top):
     (top / MANIFEST).mkdir()
 
 
+def the_bundle_is_its_manifest(top):
+    """All of it lies in a folder that is called as the manifest is."""
+    top.rename(top.parent / "whole")
+    top.mkdir()
+    (top.parent / "whole").rename(top / MANIFEST)
+
+
 DAMAGE = [
     *(
         remove,
@@ -563,7 +570,7 @@ DAMAGE = [
         no_manifest,
         below,
     ),
-    *(undecodable, manifest_is_a_folder),
+    *(undecodable, manifest_is_a_folder, the_bundle_is_its_manifest),
 ]
 
 

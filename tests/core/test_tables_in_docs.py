@@ -298,6 +298,7 @@ def test_keys_of_json(as_json, tmp_path, registry, moto, monkeypatch):
     lists = {code(name)[0]: set(code(keys)) for name, keys in table(CONFIGURATION, "list", "keys of each")}
     one = {**found["ari config check"], **found["ari registry token list"], **found["ari mirror"]}
     one.update(also=found["ari ear publish"]["also"], places=found["ari ear promote"]["places"])
+    one.update(deleted=found["ari ear delete"]["deleted"])
     assert {name: set(one[name][0]) for name in lists} == lists
 
 

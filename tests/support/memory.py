@@ -5,11 +5,12 @@ import threading
 import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from ari_core.contract import Artifact, Backend, Capabilities, Locator, Owner, Visibility
-from ari_core.errors import AccessDenied, NotFound, RateLimited, Unavailable, Unsupported
+from ari_core.errors import AccessDenied, InvalidConfiguration, NotFound, RateLimited, Unavailable, Unsupported
 
 PREFIX = "memory://"
 DIGITS = 64
@@ -27,6 +28,8 @@ class Stored:
     created: object
     owners: tuple = ()
     visibility: Visibility = Visibility.STAGED
+    embargo: object = None
+    description: object = None
 
 
 @dataclass
@@ -104,6 +107,8 @@ class MemoryBackend(Backend):
             source.bundle_sha256,
             new.created,
             (Owner(new.owner, Visibility.STAGED, new.created),) if new.owner else (),
+            embargo=new.embargo,
+            description=dict(new.description),
         )
         return self._commit(locator, stored)
 
@@ -234,6 +239,40 @@ class DirectMemoryBackend(MemoryBackend):
             raise Unsupported("no URL for this one")
         self.given.append((f"{self.base}/{locator}?signature=canary-{uuid.uuid4().hex}", ttl))
         return self.given[-1][0]
+
+
+class ShowcaseBackend(MemoryBackend):
+    """Shows people what it keeps, wants a title for that, and lets strangers read when the embargo has ended."""
+
+    capabilities = replace(MemoryBackend.capabilities, embargo=True)
+    describes = True
+
+    def rehearse(self, new, size):
+        if not new.description.get("title"):
+            raise InvalidConfiguration("it has no title")
+
+    def _put(self, source, new, resume, on_reserved):
+        self.rehearse(new, source.size)
+        artifact, created = super()._put(source, new, resume, on_reserved)
+        if not created:
+            artifact = self._closed(artifact.locator, new)
+        return artifact, created
+
+    def _closed(self, locator, new):
+        with self.space.lock:
+            stored = self._stored(locator)
+            if stored.visibility is Visibility.STAGED and (new.embargo or new.wish is Visibility.PUBLIC):
+                stored = self.space.items[locator] = replace(stored, embargo=new.embargo)
+        return self._artifact(locator, stored)
+
+    def _artifact(self, locator, stored):
+        return replace(super()._artifact(locator, stored), embargo=stored.embargo, description=stored.description)
+
+    def _open(self, locator, offset):
+        embargo = self._stored(locator).embargo
+        if self.context.anonymous and embargo and embargo > datetime.now(UTC).date():
+            raise AccessDenied(f"closed until {embargo}")
+        return super()._open(locator, offset)
 
 
 class MemoryStream:

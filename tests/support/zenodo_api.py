@@ -429,7 +429,10 @@ class Api:
         form = request.forms.record(record, content, record.concept.owner)
         form |= {"recid": record.id, "conceptrecid": record.concept.id, "doi": content.pids.get("doi", {})}
         del form["links"]
-        for name, quoted, word in re.findall(r'(?:([\w.]+):)?(?:"([^"]*)"|(\S+))', request.query.get("q", "")):
+        return any(self._has_all(form, content, query) for query in request.query.get("q", "").split(" OR "))
+
+    def _has_all(self, form, content, query):
+        for name, quoted, word in re.findall(r'(?:([\w.]+):)?(?:"([^"]*)"|(\S+))', query):
             if word in {"AND", "+"}:
                 continue
             value = form

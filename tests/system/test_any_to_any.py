@@ -22,10 +22,11 @@ from support.s3 import s3
 from support.zenodo import Zenodo
 
 from ari_core import clone, curate, mirror, plugins, publish, wrappers
-from ari_core.contract import BackendSpec, Claim, Locator
+from ari_core.contract import BackendSpec, Claim, Locator, Visibility
 from ari_core.errors import AriError
 from ari_core.filerefs import path_of
 from ari_core.plugins import LoadedPlugins, Plugin
+from ari_core.settings import open_backend
 
 CITATION = """cff-version: 1.2.0
 message: Cite this.
@@ -44,6 +45,7 @@ class Place:
         reader: Settings of whoever reads a ref of it.
         overwrite: Puts other bytes in the place of the archive at a ref, behind the store's back.
         destroy: Makes an end of it, or at least of what is at a ref.
+        opens: Lets everybody read what was stored at a ref, where only its author can at first.
     """
 
     backend: str
@@ -51,6 +53,7 @@ class Place:
     overwrite: Callable[[str, bytes], object]
     destroy: Callable[[str], object]
     reader: dict[str, str] = field(default_factory=dict)
+    opens: Callable[[str], object] = lambda _ref: None
 
 
 class World:
@@ -146,6 +149,25 @@ def zenodo(world):
     )
 
 
+def published_on_zenodo(world):
+    """For ever, as papers cite it: whoever reads it has no account there."""
+    service = world.until_the_end(Zenodo(world.folder()))
+    options = {"base_url": service.url, "token": service.token}
+
+    def opens(ref):
+        with open_backend("zenodo", options) as backend:
+            backend.raise_visibility(backend.resolve(ref), Visibility.PUBLIC)
+        service.tokens.clear()
+
+    return Place(
+        "zenodo",
+        options,
+        overwrite=lambda ref, data: service.swap(ref.rpartition("/")[2], data),
+        destroy=lambda ref: service.delete(ref.rpartition("/")[2]),
+        opens=opens,
+    )
+
+
 def memory(_world):
     name = uuid.uuid4().hex
 
@@ -172,6 +194,7 @@ KINDS = {
     "s3 on moto": partial(on_s3, "moto"),
     "s3 on ceph": partial(on_s3, "rgw"),
     "zenodo": zenodo,
+    "zenodo, published": published_on_zenodo,
     "memory": memory,
 }
 
@@ -232,17 +255,19 @@ def test_a_bundle_survives_the_store_that_it_was_published_in(world, study, monk
     checkpoint, digest = study
     tree = contents(checkpoint / "ear_published")
     ref = publish(checkpoint, backend=here.backend, options=here.options).record.ref
+    here.opens(ref)
     (copy,) = mirror(
         ref, there.backend, options=there.options, source_options=here.reader, expect_sha256=digest
     ).copies
     assert copy.created
+    there.opens(copy.ref)
     here.destroy(ref)
     get = partial(clone, expect_sha256=digest)
     with pytest.raises(AriError):
         get(ref, "gone", options=here.reader)
     assert get(copy.ref, "copy", options=there.reader).anchored_by == "paper"
     assert contents(world.here / "copy") == tree
-    for key, value in there.options.items():
+    for key, value in (there.options if there.reader else {}).items():
         monkeypatch.setenv(f"ARI_{there.backend.upper().replace('-', '_')}_{key.upper()}", value)
     found = get(ref, "kept.tar.gz", mirrors=[copy.ref], options=here.reader, extract=False)
     assert (found.ref, found.archive_sha256) == (copy.ref, copy.archive_sha256)

@@ -212,7 +212,7 @@ def test_ctrl_c_is_a_line_and_leaves_nothing(tmp_path):
         process.send_signal(signal.SIGINT)
         errors = process.communicate(timeout=30)[1]
     assert process.returncode == 130, errors
-    assert "error: interrupted" in errors
+    assert "error: interrupted\nhint: run the same command again" in errors
     assert "Traceback" not in errors
     assert os.listdir(tmp_path / "here") == []
 

@@ -146,7 +146,12 @@ def test_when_all_fail_there_is_one_line_with_all_and_nothing_is_left(here, bund
     assert message.startswith(f"none of 3 copies could be used: '{down}': ")
     assert f"; '{older.url(NAME)}': this is another bundle: expected {digest}, got " in message
     assert message.endswith("; 'absent.tar.gz': there is no file or folder 'absent.tar.gz'")
-    assert told == {"error": {"kind": "digest-mismatch", "message": message, "hint": hint}}
+    assert told.pop("error") == {"kind": "digest-mismatch", "message": message, "hint": hint}
+    (tried,) = told.values()
+    assert told == {"skipped": tried}
+    assert [copy["ref"] for copy in tried] == [down, older.url(NAME), "absent.tar.gz"]
+    assert [copy["exit_code"] for copy in tried] == [5, 1, 3]
+    assert all(copy["error"] in message for copy in tried)
     assert photograph(here) == before
 
 

@@ -63,6 +63,8 @@ def test_the_public_interface_is_what_it_says():
         "CloneResult",
         "Copy",
         "CurateResult",
+        "DeleteResult",
+        "Deleted",
         "Limits",
         "MirrorResult",
         "Problem",

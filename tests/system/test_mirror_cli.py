@@ -1,6 +1,7 @@
 """`ari mirror`, `ari ear publish --also` and copies in `ari ear promote`, as scripts and people meet them."""
 
 import os
+import re
 import shutil
 
 import pytest
@@ -56,8 +57,23 @@ def test_some_of_several_is_exit_status_6_and_one_object_tells_of_all(checkpoint
     done = ari("mirror", checkpoint, *arguments)
     assert done.returncode == 6
     assert "Already at 'local-tarball', unchanged" in done.stdout
-    assert "FAILED 'filesystem-registry'" in done.stdout
+    assert re.search(r"FAILED 'filesystem-registry'\n  why            .*/no'\n  next           ", done.stdout)
     assert error_of(done)[0].startswith("1 of 2 copies failed: filesystem-registry: ")
+
+
+def test_a_hint_names_the_store_whose_setting_it_is_about(checkpoint, tmp_path):
+    arguments = ["--to", "local-tarball", "--to", "filesystem-registry", "-o", f"local-tarball.out={tmp_path}/usb"]
+    done = ari("mirror", checkpoint, *arguments)
+    assert done.returncode == 6
+    assert "  next           give -o filesystem-registry.root=DIR, or set ARI_FILESYSTEM_REGISTRY" in done.stdout
+
+
+def test_a_copy_of_itself_is_no_copy(checkpoint):
+    done = ari("mirror", checkpoint, "--to", "local-tarball", "-o", f"out={checkpoint}")
+    assert done.returncode == 0
+    assert "NO further copy: what was read is itself at 'local-tarball'" in done.stdout
+    assert "noted in" not in done.stdout
+    assert "Already" not in done.stdout
 
 
 def test_what_does_not_verify_is_exit_status_1_and_leaves_nothing(checkpoint, tmp_path):
@@ -129,3 +145,61 @@ def test_an_interrupted_copy_is_shown_and_goes_on_in_the_same_draft(checkpoint, 
     assert ari("mirror", checkpoint, "--to", "zenodo", env=settings).returncode == 0
     assert list(service.state().drafts) == [draft]
     assert read_record(checkpoint).pending_copies == []
+
+
+def test_a_draft_that_was_begun_or_is_staged_can_be_got_rid_of(checkpoint, service):
+    settings = environment(service)
+    service.faults.add("403", "PUT .*/bundle.tar.gz/content", times=None)
+    assert ari("ear", "publish", checkpoint, "--backend", "zenodo", env=settings).returncode == 4
+    (draft,) = service.state().drafts
+    assert "or `ari ear delete`" in ari("ear", "status", checkpoint).stdout
+    service.faults.clear()
+    assert ari("ear", "publish", checkpoint).returncode == 0  # elsewhere
+    done = ari("ear", "delete", checkpoint, "--copy", "zenodo", "--yes", env=settings)
+    assert done.returncode == 0, done.stderr
+    assert f"{draft}, which was only begun" in done.stdout
+    assert service.state().drafts == {}
+    assert ari("mirror", checkpoint, "--to", "zenodo", env=settings).returncode == 0
+    assert len(service.state().drafts) == 1
+    done = ari("ear", "delete", checkpoint, "--yes", env=settings)
+    assert "  still at zenodo+http://" in done.stdout
+    done = ari("ear", "delete", checkpoint, "--yes", env=settings)
+    assert done.returncode == 3
+    assert "only copies are left: zenodo+http://" in error_of(done)[0]
+    status, gone = ari_json("ear", "delete", checkpoint, "--all", "--yes", env=settings)
+    assert (status, gone["copies"], gone["deleted"][0]["error"]) == (0, [], None)
+    assert service.state().drafts == {}
+
+
+def test_what_zenodo_needs_is_asked_for_in_a_dry_run(tmp_path, service):
+    folder = tmp_path / "bare"
+    (folder / "ear" / "code").mkdir(parents=True)
+    (folder / "ear" / "code" / "run.py").write_text("print(1)\n")
+    curate(folder)
+    settings = environment(service)
+    for more in (["--dry-run"], []):
+        done = ari("ear", "publish", folder, "--backend", "zenodo", *more, env=settings)
+        assert done.returncode == 2
+        assert "title" in error_of(done)[0]
+    publish(folder)
+    for more in (["--dry-run"], []):
+        done = ari("mirror", folder, "--to", "zenodo", *more, env=settings)
+        assert done.returncode == 2
+        assert "title" in error_of(done)[0]
+    assert service.state().drafts == {}
+
+
+def test_a_bundle_that_is_to_be_unlisted_can_be_kept_on_zenodo_staged(tmp_path, service):
+    folder = tmp_path / "quiet"
+    (folder / "ear" / "code").mkdir(parents=True)
+    (folder / "ear" / "code" / "run.py").write_text("print(1)\n")
+    (folder / "ear" / "publish.yaml").write_text(POLICY.replace("visibility: public", "visibility: unlisted"))
+    curate(folder)
+    publish(folder)
+    settings = environment(service)
+    status, told = ari_json("mirror", folder, "--to", "zenodo", env=settings)
+    assert (status, told["copies"][0]["visibility"]) == (0, "staged")
+    done = ari("ear", "promote", folder, env=settings)
+    assert done.returncode == 0, done.stderr
+    assert "no level 'unlisted'" in done.stdout
+    assert len(service.state().drafts) == 1

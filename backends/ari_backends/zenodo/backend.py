@@ -24,7 +24,7 @@ import httpx2
 
 from ari_backends._claims import ZENODO_DOI, doi_of, zenodo_record
 from ari_backends._http import Answer, Credentials, HttpReader, Seen, parse_url, pieces, shown
-from ari_backends.zenodo.client import File, Repository, Version, refusal
+from ari_backends.zenodo.client import ID, File, Repository, Version, refusal
 from ari_backends.zenodo.metadata import missing, record_metadata
 from ari_backends.zenodo.note import Note
 from ari_backends.zenodo.settings import SANDBOX, SLUG, ZENODO, ZenodoSettings
@@ -94,6 +94,7 @@ class Zenodo(HttpReader):
         super().__init__(settings, context)
         self._turns: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._made: dict[str, str] = {}  # drafts of this process, by archive digest: the index lags behind them
+        self._looked_up: set[str] = set()  # communities
         self._unclear: set[str] = set()  # archives whose draft was ordered, and no answer came
 
     # -- where ---------------------------------------------------------------------------------------------------
@@ -124,7 +125,7 @@ class Zenodo(HttpReader):
 
     def _probe(self) -> Capabilities:
         self._require_token()
-        self._repository(self.settings.base).mine("", most=1)
+        self._repository(self.settings.base).mine(most=1)
         return self.capabilities
 
     # -- reading -------------------------------------------------------------------------------------------------
@@ -170,6 +171,12 @@ class Zenodo(HttpReader):
             return f"doi:{_PREFIXES[base]}/zenodo.{number}"
         return f"zenodo+{base}/records/{number}"
 
+    def is_own(self, ref: str) -> bool:
+        """Says whether a ref is of the repository that this is set to publish to."""
+        base = self.settings.base
+        number = re.split(r"[./]", ref)[-1]
+        return ID.fullmatch(number) is not None and ref == self._ref(Locator(f"{base}/{number}"))
+
     def _stat(self, locator: Locator) -> Artifact:
         return _artifact(self._look(locator))
 
@@ -209,16 +216,52 @@ class Zenodo(HttpReader):
     ) -> tuple[Artifact, bool]:
         self._require_token()
         job = _Job(self._repository(self.settings.base), source, new, self.settings)
+        self._look_up(job.communities)
         with self._lock:
             turn = self._turns[source.archive_sha256]
         with turn:
             found = self._place(job, resume)
             if found and job.is_in(found):
-                return _artifact(found), False
+                with _still_there(found):
+                    return _artifact(self._closed(job, found)), False
             version = found or self._create(job)
             on_reserved(_locator(version))
             with _still_there(version):
                 return self._fill(job, version, fresh=found is None), True
+
+    def rehearse(self, new: NewArtifact, size: int | None) -> None:
+        """Raises what a put would before it sends anything; a `size` of None is not known."""
+        self._require_token()
+        self._look_up(_Plan(new, size, self.settings).communities)
+
+    def _look_up(self, slugs: Iterable[str]) -> None:
+        """Looks once for each community: what is mistyped would show after publishing only, which is for good."""
+        repository = self._repository(self.settings.base)
+        for slug in slugs:
+            if slug in self._looked_up or repository.has_community(slug):
+                continue
+            if slug == self.settings.community:
+                raise InvalidConfiguration(
+                    f"{repository.base}: there is no community '{slug}'",
+                    hint="it is named as in its address, …/communities/NAME",
+                )
+            # The bundle of somebody else may say so, who cannot be asked to correct it.
+            self.context.warn(f"{repository.base}: there is no community '{slug}': -o community=NAME adds one")
+        self._looked_up.update(slugs)
+
+    def _closed(self, job: _Job, version: Version) -> Version:
+        """Gives what is stored already the embargo that is wished for by now."""
+        until, here = job.until(version), _ahead(version.embargo)
+        if until == here:
+            return version
+        if not version.published:
+            version = job.repository.describe(version, _as_it_is(version, until))
+            job.require_valid(version)
+            return version
+        now = f"its files open on {here}" if here else "its files are open"
+        wish = f"an embargo until {until}" if until else "another day"
+        self.context.warn(f"{version.url} is published already, and {now}; {wish} can only be set on that page")
+        return version
 
     def _place(self, job: _Job, resume: Locator | None) -> Version | None:
         """Returns the version that has this very bundle, or else the draft to fill, if there is one."""
@@ -234,9 +277,12 @@ class Zenodo(HttpReader):
                 self.context.warn(f"another draft of this bundle can be deleted: {other.url}")
         if chosen is not known or known is None or not known.published:
             return chosen
+        # The record that led here may be a stranger's: say whose work gets a successor.
+        title = escape(str(known.says["metadata"].get("title"))[:100])
+        self.context.warn(f"this becomes a new version of {escape(known.doi or known.url)} ('{title}')")
         draft = job.repository.new_version(known.id)
         if not job.is_in(draft):
-            job.require_way(draft)
+            job.require_way(draft, fresh=True)
         return draft
 
     def _known(self, job: _Job, resume: Locator | None) -> Version | None:
@@ -246,17 +292,18 @@ class Zenodo(HttpReader):
             base, number = _parts(locator) if locator else ("", "")
             found = job.seek(number) if base == job.repository.base else None
             if found:
-                if locator != resume and not job.is_in(found):
+                if not job.is_in(found):
                     job.require_way(found)
                 return found
         number = self._made.get(job.source.archive_sha256, "")
         return job.seek(number) if number else None
 
     def _search(self, job: _Job, *, patiently: bool) -> tuple[list[Version], list[Version]]:
-        """Searches for this archive, whole or on its way: what an earlier run left and nobody noted."""
+        """Searches for this bundle, whole or on its way: what an earlier run left and nobody noted."""
         digest = job.source.archive_sha256
         for pause in (*(_LOOKS if patiently and digest in self._unclear else ()), 0.0):
-            found = [version for number in job.repository.mine(digest) if (version := job.seek(number))]
+            numbers = job.repository.mine(*job.digests())
+            found = [version for number in numbers if (version := job.seek(number))]
             whole = [version for version in found if job.is_in(version)]
             begun = [v for v in found if not v.published and v.note and v.note.run and v not in whole]
             if whole or begun:
@@ -281,6 +328,11 @@ class Zenodo(HttpReader):
         repository, source = job.repository, job.source
         begun = bool(version.note and version.note.archive_sha256 == source.archive_sha256)
         if not fresh:
+            if before := version.digests:
+                self.context.warn(
+                    f"this takes the place of the bundle {before.bundle_sha256} in the draft {version.url}: "
+                    "a paper that prints that digest has to print the new one"
+                )
             version = repository.describe(version, job.description(job.unfinished(), version))
         job.require_valid(version)
         version = self._reserved(repository, version)
@@ -340,19 +392,25 @@ class Zenodo(HttpReader):
                 f"{version.url}: {BUNDLE_NAME} in the draft is not the one that was stored; nothing was published",
                 hint="look at the draft; `ari ear publish --replace` stores it again",
             )
-        if version.embargo and version.embargo <= _today():
-            version = repository.describe(version, _opened(version))  # the day came before the publication
+        if version.embargo and not _ahead(version.embargo):
+            version = repository.describe(version, _as_it_is(version, None))  # the day came first
         if problems := version.problems:
             raise _invalid(version, problems)
         try:
             repository.publish(version.id)
         except (BackendError, httpx2.TransportError) as error:
             now = repository.look(version.id)
-            if now.published:
-                return
-            if isinstance(error, NotFound):
-                raise Unavailable(f"{version.url}: it was not published: {error.message}") from error
-            raise
+            if not now.published:
+                if isinstance(error, NotFound):
+                    raise Unavailable(f"{version.url}: it was not published: {error.message}") from error
+                raise
+        else:
+            now = repository.look(version.id)
+        if now.digests != version.digests:
+            raise IntegrityError(
+                f"{now.url}: published, but {BUNDLE_NAME} is not the one that was there a moment before",
+                hint="somebody else changed the draft meanwhile; what is published stays: look at it there",
+            )
 
     def _submit(self, repository: Repository, version: Version, slug: str) -> None:
         """Submits a record to a community; that it did not work changes nothing about the record."""
@@ -373,17 +431,22 @@ class Zenodo(HttpReader):
                     f"{version.url} is published, and stays",
                     hint="its owner can ask the repository to withdraw it, for some days on the record's own page",
                 )
+            if version.note is None or (version.note.run and version.files.keys() - _OURS):
+                raise Unsupported(
+                    f"{version.url} is no draft of this program's making alone; it was not touched",
+                    hint="delete it in the browser",
+                )
             self._repository(base).discard(number)
 
 
-class _Job:
-    """What one put is about.
+class _Plan:
+    """What the repository will be told of a bundle.
 
     Attributes:
-        run: Names this put in the draft, so that two that fill the same draft notice each other.
+        communities: Where it is to be submitted.
     """
 
-    def __init__(self, repository: Repository, source: Source, new: NewArtifact, settings: ZenodoSettings) -> None:
+    def __init__(self, new: NewArtifact, size: int | None, settings: ZenodoSettings) -> None:
         """Checks all that can be checked before anything is sent.
 
         Raises:
@@ -392,31 +455,61 @@ class _Job:
             InvalidConfiguration: The description is not one that could be published.
             ConfigurationError: It is not one at all.
         """
-        self.repository, self.source, self.new = repository, source, new
-        self.run = uuid.uuid4().hex
+        self.new = new
         if new.wish in {Visibility.UNLISTED, Visibility.PRIVATE_TOKEN}:
             raise Unsupported(
                 f"Zenodo has no level '{new.wish}': a published record is in its catalogue for ever",
                 hint="wish for staged, public or embargoed-until:YYYY-MM-DD (docs/zenodo.md)",
             )
-        if source.size > settings.max_size:
+        if size is not None and size > settings.max_size:
             raise QuotaExceeded(
-                f"the bundle has {source.size} bytes; a record holds {int(settings.max_size)}",
+                f"the bundle has {size} bytes; a record holds {int(settings.max_size)}",
                 hint="ask the repository for more, then raise max_size; or publish elsewhere",
             )
         self._facts = {**new.description, **_from_file(settings)}
         if lacking := missing(self._facts):
             raise InvalidConfiguration(
-                f"{urlsplit(repository.base).hostname} would not publish this: {'; '.join(lacking)}",
-                hint="write it into `zenodo:` of publish.yaml, or into CITATION.cff (docs/zenodo.md)",
+                f"{urlsplit(settings.base).hostname} would not publish this: it lacks {'; and '.join(lacking)}",
+                hint="write it into `zenodo:` of publish.yaml, or into a CITATION.cff that `include` asks for; "
+                "for a bundle as it is, give -o metadata=FILE (docs/zenodo.md)",
             )
         slugs = [settings.community, *self._facts.get("communities", ())]
-        self._communities = tuple(dict.fromkeys(slug for slug in slugs if slug))
-        if wrong := next((slug for slug in self._communities if not SLUG.fullmatch(slug)), None):
+        self.communities = tuple(dict.fromkeys(slug for slug in slugs if slug))
+        if wrong := next((slug for slug in self.communities if not SLUG.fullmatch(slug)), None):
             raise InvalidConfiguration(
                 f"{quoted(wrong[:100])} is no community", hint="it is named as in its address, …/communities/NAME"
             )
-        self.description(self.unfinished())
+        self.description(Note("0" * 64))
+
+    def description(self, note: Note, version: Version | None = None) -> dict[str, Any]:
+        """Returns what the repository is told of the record; `version` has DOIs of its own.
+
+        Raises:
+            ConfigurationError: Something cannot be told.
+        """
+        own = version.dois if version else ()
+        metadata = record_metadata(self._facts, notes=str(note), today=_today(), own=own)
+        return {"access": _access(self.until(version)), "files": {"enabled": True}, "metadata": metadata}
+
+    def until(self, version: Version | None) -> date | None:
+        """Returns until when the files are to be closed: as wished for, else as they are by now."""
+        if version is None or self.new.embargo or self.new.wish is Visibility.PUBLIC:
+            return _ahead(self.new.embargo)
+        return _ahead(version.embargo)
+
+
+class _Job(_Plan):
+    """What one put is about.
+
+    Attributes:
+        run: Names this put in the draft, so that two that fill the same draft notice each other.
+    """
+
+    def __init__(self, repository: Repository, source: Source, new: NewArtifact, settings: ZenodoSettings) -> None:
+        """Checks as `_Plan` does."""
+        super().__init__(new, source.size, settings)
+        self.repository, self.source = repository, source
+        self.run = uuid.uuid4().hex
 
     def seek(self, number: str) -> Version | None:
         """Returns a version if it is there.
@@ -428,34 +521,44 @@ class _Job:
             return self.repository.look(number)
         return None
 
+    def digests(self) -> list[str]:
+        """Returns the digests by which a version that holds it can be known."""
+        with suppress(BackendBug):  # a source that learns it at its end
+            return [self.source.archive_sha256, self.source.bundle_sha256]
+        return [self.source.archive_sha256]
+
     def is_in(self, version: Version) -> bool:
         """Says whether a version holds this very bundle, perhaps in another packing."""
         there = version.digests
-        if there is None:
-            return False
-        with suppress(BackendBug):  # a source that learns it at its end
-            if there.bundle_sha256 == self.source.bundle_sha256:
-                return True
-        return there.archive_sha256 == self.source.archive_sha256
+        return bool(there and {there.archive_sha256, there.bundle_sha256}.intersection(self.digests()))
 
-    def require_way(self, version: Version) -> None:
+    def require_way(self, version: Version, *, fresh: bool = False) -> None:
         """Sees to it that only what this checkpoint stored itself gives way, or has a successor.
+
+        That a record names a place is no proof: records come with downloads. What a draft says of itself is.
+
+        Args:
+            version: What would give way.
+            fresh: It was opened as the next version of what had to pass this before.
 
         Raises:
             AlreadyExists: Something else is there.
         """
-        previous, there = self.new.previous, version.digests
-        holds = version.published or version.bundle or version.files.keys() - _OURS
-        if self.new.replace or not holds or (version.note and version.note.run):
+        previous, there, note = self.new.previous, version.digests, version.note
+        if self.new.replace:
             return
-        if there and previous:
-            known = [
-                (there.archive_sha256, previous.archive_sha256),
-                (there.bundle_sha256, previous.bundle_sha256),
-            ]
-            if any(here == before for here, before in known) or not any(before for _, before in known):
+        if not version.published and not version.files.keys() - _OURS:
+            begun = note and (note.run or not version.bundle)
+            if begun or (fresh and not version.files):
                 return
-        if version.published and there is None:
+        if (
+            there
+            and previous
+            and (there.archive_sha256 == previous.archive_sha256 or there.bundle_sha256 == previous.bundle_sha256)
+        ):
+            return
+        named = previous is not None and previous.locator == _locator(version)
+        if version.published and there is None and named:
             return  # its description was edited; a new version takes nothing away
         raise AlreadyExists(
             f"{version.url} holds something else than what was published from here; it was not touched",
@@ -464,21 +567,7 @@ class _Job:
 
     def unfinished(self) -> Note:
         """What the draft says while its files are being sent."""
-        return Note(self.source.archive_sha256, run=self.run, communities=self._communities)
-
-    def description(self, note: Note, version: Version | None = None) -> dict[str, Any]:
-        """Returns what the repository is told of the record; `version` has DOIs of its own.
-
-        Raises:
-            ConfigurationError: Something cannot be told.
-        """
-        today, until = _today(), self.new.embargo
-        access: dict[str, Any] = {"record": "public", "files": "public"}
-        if until and until > today:
-            access |= {"files": "restricted", "embargo": {"active": True, "until": until.isoformat()}}
-        own = version.dois if version else ()
-        metadata = record_metadata(self._facts, notes=str(note), today=today, own=own)
-        return {"access": access, "files": {"enabled": True}, "metadata": metadata}
+        return Note(self.source.archive_sha256, run=self.run, communities=self.communities)
 
     def require_valid(self, version: Version) -> None:
         """Raises what the repository says of the description, before anything large is sent."""
@@ -585,7 +674,21 @@ def _artifact(version: Version) -> Artifact:
         digests.archive_sha256 if digests else None,
         digests.bundle_sha256 if digests else None,
         None if closed else level,
+        embargo=version.embargo,
+        doi=version.doi,
     )
+
+
+def _access(until: date | None, record: str = "public") -> dict[str, Any]:
+    """Returns who may see what; without a day, the files are open."""
+    if until is None:
+        return {"record": record, "files": "public"}
+    return {"record": record, "files": "restricted", "embargo": {"active": True, "until": until.isoformat()}}
+
+
+def _ahead(day: date | None) -> date | None:
+    """Returns the day of an embargo that has not ended."""
+    return day if day and day > _today() else None
 
 
 def _invalid(version: Version, problems: Iterable[str]) -> InvalidConfiguration:
@@ -595,8 +698,8 @@ def _invalid(version: Version, problems: Iterable[str]) -> InvalidConfiguration:
     )
 
 
-def _opened(version: Version) -> dict[str, Any]:
-    """Returns a draft's description as it is, without the embargo."""
+def _as_it_is(version: Version, until: date | None) -> dict[str, Any]:
+    """Returns a draft's description as it is, with another embargo or none."""
 
     def as_input(value: Any) -> Any:
         # An entry of a vocabulary comes with its titles, and goes without.
@@ -605,7 +708,7 @@ def _opened(version: Version) -> dict[str, Any]:
         return [as_input(item) for item in value] if isinstance(value, list) else value
 
     return {
-        "access": {"record": "public", "files": "public"},
+        "access": _access(until, record=version.audience),
         "files": {"enabled": True},
         "custom_fields": version.says.get("custom_fields") or {},
         "metadata": as_input(version.says["metadata"]),

@@ -33,6 +33,7 @@ from ari_core.errors import (
     Unsupported,
     escape,
 )
+from ari_core.limits import most_values
 from ari_core.names import BUNDLE_NAME
 
 ID: Final = re.compile(r"[0-9a-z-]{1,40}")
@@ -43,6 +44,8 @@ PATIENCE: Final = 300.0
 # On Zenodo plain JSON means the deposit API's; and the endpoints of published files know nothing else.
 _ACCEPT: Final = "application/vnd.inveniordm.v1+json, application/json;q=0.9"
 _LONGEST_ANSWER: Final = 8 * 1024 * 1024
+_MOST_VALUES: Final = 200_000
+_LARGEST_FILE: Final = 2**63 - 1
 _LONGEST_REASON: Final = 64 * 1024
 _LONGEST_SHOWN: Final = 300
 _SLOW_DISK: Final = 10e6
@@ -53,6 +56,7 @@ _ABSENT: Final = {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}
 _NO_FILES: Final = "files.enabled"
 _MD5: Final = re.compile(r"(?:md5:)?([0-9a-f]{32})")
 _ARCHIVE: Final = re.compile(r".*\.(tar\.gz|tgz|tar)", re.IGNORECASE | re.DOTALL)
+_HALF: Final = re.compile("[\ud800-\udfff]")
 _QUOTA: Final = re.compile(r"quota|maximum file size|max amount|capacity limit", re.IGNORECASE)
 _CUT: Final = re.compile(r"(smaller|bigger) than expected", re.IGNORECASE)
 _RACE: Final = re.compile(r"already exists", re.IGNORECASE)
@@ -116,6 +120,11 @@ class Version:
         """Its own, and that of all versions."""
         concept = _at(self.says, "parent", "pids", "doi", "identifier")
         return tuple(doi for doi in (self.doi, concept) if isinstance(doi, str))
+
+    @property
+    def audience(self) -> str:
+        """Who sees the record, if not its files: ``public`` or ``restricted``."""
+        return str(_at(self.says, "access", "record") or "public")
 
     @property
     def is_restricted(self) -> bool:
@@ -200,14 +209,25 @@ class Repository:
         """Returns a draft as it stands."""
         return self._version(self._ask("GET", f"records/{number}/draft"))
 
-    def mine(self, text: str, most: int = _PAGE) -> list[str]:
-        """Returns the ids of own records and drafts that mention `text`, as far as the index knows by now."""
-        query = f"q={quote(chr(34) + text + chr(34))}&" if text else ""
+    def mine(self, *texts: str, most: int = _PAGE) -> list[str]:
+        """Returns the ids of own records and drafts that mention one of `texts`, as far as the index knows."""
+        wanted = " OR ".join(f'"{text}"' for text in texts)
+        query = f"q={quote(wanted)}&" if texts else ""
         found = self._ask("GET", f"user/records?{query}size={most}&allversions=true")
         hits = _at(found, "hits", "hits")
         if not isinstance(hits, list):
             raise self._strange()
         return [str(hit["id"]) for hit in hits if isinstance(hit, dict) and "id" in hit]
+
+    def has_community(self, slug: str) -> bool:
+        """Says whether there is such a community, perhaps one that is not for us."""
+        try:
+            self._ask("GET", f"communities/{quote(slug, safe='')}")
+        except NotFound:
+            return False
+        except AccessDenied:
+            pass
+        return True
 
     # -- changing ------------------------------------------------------------------------------------------------
 
@@ -303,8 +323,9 @@ class Repository:
             content = json.dumps(content).encode()
         with self._fetcher.answer(method, self._url(place), lambda _place: extra, content, wait=wait) as answer:
             answer.require({HTTPStatus.OK, HTTPStatus.CREATED, HTTPStatus.ACCEPTED})
+            raw = answer.body(_LONGEST_ANSWER)
             try:
-                found = json.loads(answer.body(_LONGEST_ANSWER))
+                found = json.loads(raw) if most_values(raw) <= _MOST_VALUES else None
             except (ValueError, RecursionError):
                 found = None
         if not isinstance(found, dict):
@@ -428,16 +449,20 @@ def _errors(says: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _files(entries: object) -> dict[str, File]:
     if isinstance(entries, dict):
-        return {str(name): _file(str(name), entry) for name, entry in entries.items() if isinstance(entry, dict)}
-    listed = entries if isinstance(entries, list) else []
-    return {str(e["key"]): _file(str(e["key"]), e) for e in listed if isinstance(e, dict) and "key" in e}
+        told = list(entries.items())
+    else:
+        listed = entries if isinstance(entries, list) else []
+        told = [(str(e["key"]), e) for e in listed if isinstance(e, dict) and "key" in e]
+    # What no address can hold cannot be asked for.
+    return {name: _file(name, e) for name, e in told if isinstance(e, dict) and not _HALF.search(name)}
 
 
 def _file(name: str, says: Mapping[str, Any]) -> File:
     size, checksum = says.get("size"), says.get("checksum")
     md5 = _MD5.fullmatch(checksum) if isinstance(checksum, str) else None
     done = says.get("status", "completed") == "completed"
-    return File(name, size if type(size) is int else None, md5[1] if md5 and done else None)
+    known = size if type(size) is int and 0 <= size <= _LARGEST_FILE else None
+    return File(name, known, md5[1] if md5 and done else None)
 
 
 def _accept(_place: str) -> Mapping[str, str]:

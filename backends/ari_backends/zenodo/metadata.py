@@ -17,6 +17,7 @@ from ari_core.errors import ConfigurationError
 from ari_core.names import quoted
 
 PUBLISHER: Final = "Zenodo"
+_SHOWN: Final = 100
 SHORTEST: Final = 3
 """Characters that a title needs."""
 
@@ -43,7 +44,7 @@ _SCHEMES: Final = {
     "ark": re.compile(r"(ark:/?[0-9]{5,}/\S+)", re.IGNORECASE),
     "pmid": re.compile(r"pmid:([0-9]{1,9})", re.IGNORECASE),
     "urn": re.compile(r"(urn:[a-z0-9][a-z0-9-]{1,31}:\S+)", re.IGNORECASE),
-    "url": re.compile(r"(https?://[^\s/<>\"]+\.[^\s<>\"]+)", re.IGNORECASE),
+    "url": re.compile(r"(https?://(?=[^\s/<>\".]+\.[^\s<>\"])[^\s<>\"]+)", re.IGNORECASE),
 }
 _SPELLED: Final = {"arxiv": "arXiv:{}", "handle": "hdl:{}", "pmid": "pmid:{}"}
 
@@ -181,7 +182,7 @@ def _language(code: str) -> dict[str, str]:
     known = _LANGUAGES.get(code.lower(), code.lower())
     if not re.fullmatch(r"[a-z]{3}", known):
         raise ConfigurationError(
-            f"the language cannot be {quoted(code)}",
+            f"the language cannot be {quoted(code[:_SHOWN])}",
             hint="give its code of ISO 639, such as 'en' or 'eng'",
         )
     return {"id": known}
@@ -192,7 +193,7 @@ def _grant(grant: str) -> dict[str, Any]:
     known = _FUNDERS.get(funder or _EUROPE)
     if known is None:
         raise ConfigurationError(
-            f"the grant {quoted(grant)} is of a funder that this program does not know",
+            f"the grant {quoted(grant[:_SHOWN])} is of a funder that this program does not know",
             hint="leave it out, and add it on the repository's own page before you promote",
         )
     return {"funder": {"id": known}, "award": {"id": f"{known}::{number}"}}
@@ -221,7 +222,7 @@ def _identified(text: str) -> tuple[str, str]:
         if re.fullmatch(shape, number) and _checks_out(number):
             return scheme, number if scheme == "isbn" else f"{number[:4]}-{number[4:]}"
     raise ConfigurationError(
-        f"related identifier {quoted(text)}: no kind of identifier looks like this",
+        f"related identifier {quoted(text[:_SHOWN])}: no kind of identifier looks like this",
         hint="give a DOI (10.1234/abcd), a URL, or its kind as well: arXiv:, hdl:, pmid:, ark:, urn:, ISBN",
     )
 

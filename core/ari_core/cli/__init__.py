@@ -10,7 +10,10 @@ import sys
 from ari_core.errors import AriError, Case, InterruptedByUserError, escape, from_os_error
 
 _BUG = Case("bug", 70, 500, "this is a bug: please report it with what ARI_DEBUG=1 prints")
-_INTERRUPTED = InterruptedByUserError("interrupted; nothing was left half-done")
+_INTERRUPTED = InterruptedByUserError(
+    "interrupted",
+    hint="run the same command again: it goes on with a draft or copy that it had begun (see `ari ear status`)",
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,7 +77,7 @@ def _fail(error: AriError) -> int:
         remove_leftovers()
     if os.environ.get("ARI_DEBUG") and error.exit_code == _BUG.exit_code:
         raise error
-    output.error(error.kind, error.message, error.hint)
+    output.error(error.kind, error.message, error.hint, error.facts)
     return error.exit_code
 
 

@@ -16,6 +16,7 @@ _REGISTRY: Final = "ari-registry"  # what --registry is about
 
 if TYPE_CHECKING:
     from ari_core.record import Record
+    from ari_core.workflows.delete import Deleted
     from ari_core.workflows.promote import Promoted
     from ari_core.workflows.publish import PublishResult
 
@@ -216,6 +217,7 @@ def promote(
                     "visibility": place.visibility,
                     "changed": place.changed,
                     "enforced": place.enforced,
+                    "embargo": place.embargo.isoformat() if place.embargo else None,
                     "note": place.note or None,
                     "error": output.error_fields(place.error),
                 }
@@ -228,17 +230,18 @@ def promote(
 
 
 def _promoted(place: Promoted, *, dry_run: bool) -> list[str]:
+    later = f"; its files open on {place.embargo}" if place.embargo else ""
     if place.error:
         line = "FAILED"
     elif place.note:
         line = f"Left as it is: {place.note}."
     elif dry_run:
-        line = f"Dry run: visibility would be {place.visibility}; nothing was changed."
+        line = f"Dry run: visibility would be {place.visibility}{later}; nothing was changed."
     elif place.changed:
-        line = f"Visibility is now {place.visibility}."
+        line = f"Visibility is now {place.visibility}{later}."
     else:
-        line = f"Visibility was {place.visibility} already."
-    return [line, f"  ref  {place.ref}", *([f"  why  {place.error.message}"] if place.error else [])]
+        line = f"Visibility was {place.visibility} already{later}."
+    return [line, f"  ref  {place.ref}", *(output.why(place.error, place.backend) if place.error else [])]
 
 
 @click.command()
@@ -268,23 +271,25 @@ def status(checkpoint: Path | None) -> None:
         lines += [
             f"  published    {record.bundle_sha256}{now}",
             f"  ref          {record.ref}",
-            f"  visibility   {record.visibility}, wished for: {_wish(record)}",
+            f"  visibility   {record.visibility}{_wish(record)}",
             f"  since        {record.timestamp}",
         ]
+        if (doi := record.extra.get("doi")) and str(doi) not in record.ref:
+            lines.append(f"  doi          {doi}")
         lines.append(f"  reader       {clone_command(record)}")
     if record is not None:
         lines += [f"  also at      {copy.ref} ({copy.visibility})" for copy in found.copies]
     if found.curation_interrupted:
         lines.append("  interrupted  a curation: run `ari ear curate` again")
     if found.embargo_ends and record is not None and record.ref:
-        lines.append(f"  embargo      until {found.embargo_ends.isoformat()}")
-    if record is not None and record.pending:
-        lines.append(
-            f"  unfinished   a publication to '{record.pending.get('backend')}': run `ari ear publish` again"
-        )
-    for pending in record.pending_copies if record else []:
-        name = pending.get("profile") or pending.get("backend")
-        lines.append(f"  unfinished   a copy to '{name}': run `ari mirror` again")
+        kept = ", as far as its stores keep it" if record.visibility == "public" else ""
+        lines.append(f"  embargo      until {found.embargo_ends.isoformat()}{kept}")
+    for begun in record.unfinished() if record else []:
+        name = begun.get("profile") or begun.get("backend")
+        what, again, rid = f"a copy to '{name}'", "ari mirror", f" --copy {name}"
+        if record is not None and begun is record.pending:
+            what, again, rid = f"a publication to '{name}'", "ari ear publish", ""
+        lines.append(f"  unfinished   {what}: run `{again}` again, or `ari ear delete{rid}`")
     output.result(
         {
             "checkpoint": str(found.checkpoint),
@@ -301,6 +306,14 @@ def status(checkpoint: Path | None) -> None:
 
 @click.command()
 @options.checkpoint
+@click.option(
+    "--copy",
+    "copies",
+    metavar="NAME",
+    multiple=True,
+    help="Delete this copy instead: its ref, backend or profile; repeatable.",
+)
+@click.option("--all", "everything", is_flag=True, help="Delete it with all of its copies.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @options.storing
 @options.dry_run
@@ -309,49 +322,78 @@ def delete(
     checkpoint: Path | None,
     pairs: tuple[str, ...],
     *,
+    copies: tuple[str, ...],
+    everything: bool,
     yes: bool,
     dry_run: bool,
     registry: str | None,
     token: str | None,
     token_file: str | None,
-) -> None:
-    """Delete the published bundle from its store.
+) -> int:
+    """Delete the published bundle from its store, with what was begun and not finished there.
 
     CHECKPOINT is a directory with ear/ in it; default: $ARI_CHECKPOINT_DIR, else the current directory.
 
     \b
     Examples:
       ari ear delete run_42
-      ari ear delete run_42 --yes
+      ari ear delete run_42 --all --yes
     """
     from ari_core.errors import UsageError, escape
     from ari_core.workflows.checkpoint import find_checkpoint
     from ari_core.workflows.delete import delete as run
-    from ari_core.workflows.promote import published_record
+    from ari_core.workflows.delete import to_delete
     from ari_core.workflows.publish import is_dry_run
 
-    record = published_record(find_checkpoint(checkpoint))
-    dry_run = dry_run or is_dry_run()
-    if not (yes or dry_run):
+    if copies and everything:
+        raise UsageError("--copy and --all exclude each other")
+    places = [place for place, _ in to_delete(find_checkpoint(checkpoint), copies, everything=everything)]
+    if not (yes or dry_run or is_dry_run()):
         if not sys.stdin.isatty():
             raise UsageError("deleting needs a yes", hint="add --yes")
-        cited = (
-            f" It is {record.visibility}: a paper may cite it."
-            if record.visibility in {"public", "unlisted"}
-            else ""
-        )
-        click.confirm(f"Delete {escape(record.ref)}?{cited}", abort=True, err=True)
+        cited = [
+            f" {'It' if len(places) == 1 else escape(place.ref)} is {place.visibility}: a paper may cite it."
+            for place in places
+            if place.visibility in {"public", "unlisted"}
+        ]
+        refs = ", ".join(escape(place.ref) for place in places)
+        click.confirm(f"Delete {refs}?{''.join(cited)}", abort=True, err=True)
     settings = options.settings(pairs, registry=registry, token=token, token_file=token_file)
-    gone = run(checkpoint, options=settings, dry_run=dry_run, warn=output.warn)
+    done = run(
+        checkpoint, copies=copies, everything=everything, options=settings, dry_run=dry_run, warn=output.warn
+    )
+    left = [] if done.dry_run else [place.ref for place in done.record.places()]
+    told = any(not (place.unfinished or place.error) for place in done.places) and not done.dry_run
+    output.result(
+        {
+            **_fields(done.record),
+            "deleted": [
+                {
+                    "ref": place.ref,
+                    "backend": place.backend,
+                    "unfinished": place.unfinished,
+                    "absent": place.absent,
+                    "error": output.error_fields(place.error),
+                }
+                for place in done.places
+            ],
+        },
+        *(line for place in done.places for line in _deleted(place, dry_run=done.dry_run)),
+        *(f"  still at {ref}" for ref in left),
+        *(["  its digest is still in the record's history"] if told else []),
+    )
+    return output.partly(done.error)
+
+
+def _deleted(place: Deleted, *, dry_run: bool) -> list[str]:
+    if place.error:
+        return [f"FAILED {place.ref}", *output.why(place.error)]
+    if place.absent:
+        return [f"{'Dry run: nothing' if dry_run else 'Nothing'} to delete, it is gone already: {place.ref}"]
+    begun = ", which was only begun" if place.unfinished else ""
     if dry_run:
-        output.result(_fields(gone), f"Dry run: would delete {record.ref}; nothing was changed.")
-    else:
-        output.result(
-            _fields(gone),
-            f"Deleted {record.ref}",
-            *(f"  still at {copy.get('ref')}" for copy in gone.copies),
-            "  its digest is still in the record's history",
-        )
+        return [f"Dry run: would delete {place.ref}{begun}; nothing was changed."]
+    return [f"Deleted {place.ref}{begun}"]
 
 
 @click.command()
@@ -417,7 +459,7 @@ def _time(moment: datetime) -> str:
 
 
 def _wish(record: Record) -> str:
-    return "nothing" if record.wish in {None, "", "staged"} else str(record.wish)
+    return "" if record.wish in {None, "", "staged"} else f", wished for: {record.wish}"
 
 
 def _fields(record: Record) -> dict[str, Any]:

@@ -87,6 +87,7 @@ def mirror(
             progress=progress,
             warn=output.warn,
         )
+    is_noted = done.checkpoint and any(copy.recorded and copy.ref != done.ref for copy in done.copies)
     output.result(
         {
             "ref": done.ref,
@@ -103,8 +104,8 @@ def mirror(
         f"Verified: {amount(done.file_count, done.total_size)}, {ANCHORS[done.anchored_by]}.",
         f"  bundle digest  {done.bundle_sha256}",
         *(["  repacked       it was no gzip archive: the same bundle, another archive"] if done.repacked else []),
-        *(line for copy in done.copies for line in output.copy_lines(copy)),
-        *([f"  noted in       {done.checkpoint}"] if done.checkpoint else []),
+        *(line for copy in done.copies for line in output.copy_lines(copy, done.ref)),
+        *([f"  noted in       {done.checkpoint}"] if is_noted else []),
         *(["  nothing was written"] if done.dry_run else []),
     )
     advise(done.anchored_by, done.ref, None)

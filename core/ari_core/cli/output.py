@@ -24,6 +24,7 @@ _SHOW_AFTER_SECONDS: Final = 0.5
 _UNPRINTABLE: Final = re.compile(
     "[\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
+_SETTING: Final = re.compile(r"-o ([a-z_]+=)")
 _EVIDENCE: Final = {
     "re-hashed": "all of it was read back and verified",
     "provider-checksum": "the store's own checksum agrees; it was not read back",
@@ -82,10 +83,10 @@ def plugin_problems() -> None:
                 warn(problem.message)
 
 
-def error(kind: str, message: str, hint: str | None) -> None:
-    """Prints an error: one line, and one more with the next step."""
+def error(kind: str, message: str, hint: str | None, facts: Mapping[str, Any] | None = None) -> None:
+    """Prints an error: one line, and one more with the next step; `facts` beside them as JSON."""
     if _state["json"]:
-        _print_json({"error": {"kind": kind, "message": message, "hint": hint}})
+        _print_json({"error": {"kind": kind, "message": message, "hint": hint}, **(facts or {})})
     _tell(message, hint)
 
 
@@ -127,16 +128,25 @@ def copy_fields(copy: Copy) -> dict[str, Any]:
     }
 
 
-def copy_lines(copy: Copy) -> list[str]:
-    """Returns one copy for people."""
+def copy_lines(copy: Copy, read: str = "") -> list[str]:
+    """Returns one copy for people; `read` is the ref of what it was made from."""
     if not copy.ref:
-        return [f"FAILED '{copy.to}'"] if copy.error else [f"Would copy to '{copy.to}'"]
+        return [f"FAILED '{copy.to}'", *why(copy.error, copy.to)] if copy.error else [f"Would copy to '{copy.to}'"]
     what = f"Copied to '{copy.to}'" if copy.created else f"Already at '{copy.to}', unchanged"
+    if copy.ref == read:
+        what = f"NO further copy: what was read is itself at '{copy.to}'"
     return [
         f"{what}; visibility: {copy.visibility}",
         f"  ref            {copy.ref}",
         f"  evidence       {_EVIDENCE[copy.evidence]}",
+        *(["  NOT as asked for", *why(copy.error, copy.to)] if copy.error else []),
     ]
+
+
+def why(problem: AriError, name: str = "") -> list[str]:
+    """Returns for people why one of several things was not done, and the next step with settings of `name`."""
+    hint = _SETTING.sub(rf"-o {name}.\1", problem.hint or "") if name else problem.hint
+    return [f"  why            {problem.message}", *([f"  next           {hint}"] if hint else [])]
 
 
 def usage_error(problem: BaseException) -> int | None:

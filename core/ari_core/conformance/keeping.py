@@ -15,7 +15,6 @@ from ari_core.conformance.knobs import (
     is_absent,
     listed,
     need,
-    new,
     users,
 )
 from ari_core.contract import Backend, Capabilities, Locator, Visibility
@@ -122,11 +121,11 @@ class Keeping(Knobs):
         need_delete(can)
         need(can.put, "the store takes no artifacts here")
         bundle = make_bundle()
-        first = backend.put(bundle.source(), new("ada"))[0].locator
+        first = backend.put(bundle.source(), self.new(backend, "ada"))[0].locator
         if can.levels and can.delete == "yes":
             backend.raise_visibility(first, max(can.levels, key=lambda level: level.rank))
         backend.delete(first)
-        artifact, created = backend.put(bundle.source(), new("grace"))
+        artifact, created = backend.put(bundle.source(), self.new(backend, "grace"))
         assert created
         assert_holds(backend, artifact.locator, bundle)
         found = backend.stat(artifact.locator)

@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Final, Literal, TypeVar
 
 import pytest
 
@@ -27,6 +28,8 @@ from ari_core.errors import (
     ReadOnly,
     Unsupported,
 )
+from ari_core.settings import is_secret
+from ari_core.wrappers import Wrapper
 
 Step = Literal["stat", "open", "read", "list", "put", "denied"]
 """Where `Knobs.break_store` lets the store fail; ``denied``: it refuses the credentials, whatever is asked."""
@@ -36,6 +39,31 @@ DENIED = (AccessDenied, LocalPermissionError)
 
 REFUSED = (Unsupported, ReadOnly, *DENIED)
 """How a store says that it cannot do here what its class can do elsewhere."""
+
+DESCRIPTION: Final[Mapping[str, Any]] = {
+    "title": "Bundle of a conformance suite: Zoë's <b>run</b> & more",
+    "abstract": 'Random bytes.\n\nThey are of no use, 1 < 2 & "so on".',
+    "creators": [
+        {
+            "family": "Lovelace",
+            "given": "Ada",
+            "orcid": "0000-0002-1825-0097",
+            "affiliation": "Analytical Society",
+        },
+        {"name": "The Conformance Suite", "organization": True},
+    ],
+    "contributors": [{"name": "Zoë O'Neil", "role": "DataCurator"}],
+    "keywords": ["conformance", "Übung"],
+    "license": "CC-BY-4.0",
+    "version": "1.10",
+    "date": "2024-02-29",
+    "language": "en",
+    "references": ["Ada Lovelace: Notes, 1843."],
+    "related": [{"identifier": "10.1234/paper", "relation": "isSupplementTo", "scheme": "doi"}],
+    "type": "dataset",
+    "notes": "Made by a program.",
+}
+"""All that `ari_core.citation` may tell, but for communities and grants, which would have to exist."""
 
 _T = TypeVar("_T")
 
@@ -50,6 +78,7 @@ class Knobs:
         capacity: How many different archives the store holds at once; None for no bound.
         lag: Seconds that an ``eventual`` listing, and a change of level, may take to show.
         longest_read: Most bytes that `put` may ask of its source at once: memory stays bounded.
+        description: What a backend that `describes` is told of every bundle.
         known_failures: Cases that fail for a known reason, by name. They must fail: one that passes is an error.
     """
 
@@ -59,6 +88,7 @@ class Knobs:
     capacity: ClassVar[int | None] = None
     lag: ClassVar[float] = 10.0
     longest_read: ClassVar[int] = 16 * 1024 * 1024
+    description: ClassVar[Mapping[str, Any]] = DESCRIPTION
     known_failures: ClassVar[Mapping[str, str]] = {}
 
     # -- hooks ---------------------------------------------------------------------------------------------------
@@ -67,7 +97,7 @@ class Knobs:
         """Stores `bundle` so that `backend` can read it. Override it for a store that takes no artifacts."""
         if not backend.probe().put:
             pytest.skip("the store takes no artifacts here: override seed() to place one")
-        return backend.put(bundle.source(), new())[0].locator
+        return backend.put(bundle.source(), self.new(backend))[0].locator
 
     def absent(self, backend: Backend) -> Locator:
         """Returns a locator of something that is certainly absent."""
@@ -80,6 +110,15 @@ class Knobs:
     def reopen(self, backend: Backend) -> Backend:
         """Returns another backend for the same store."""
         return type(backend)(backend.settings, backend.context)
+
+    def stranger(self, backend: Backend) -> Backend:
+        """Returns a backend for the same store, opened without any credentials."""
+        while isinstance(backend, Wrapper):
+            backend = backend.inner
+        kind, settings = type(backend), backend.settings
+        names = [name for name in backend.Settings.model_fields if not is_secret(backend.Settings, name)]
+        open_ = backend.Settings(**{name: getattr(settings, name) for name in names})
+        return kind(open_, replace(backend.context, anonymous=True))
 
     def raw_corrupt(self, backend: Backend, locator: Locator) -> None:
         """Changes a byte of what is stored, behind the backend's back."""
@@ -94,6 +133,10 @@ class Knobs:
         pytest.skip("override break_store() to test what becomes of the store's own failures")
 
     # -- for the cases -------------------------------------------------------------------------------------------
+
+    def new(self, backend: Backend, owner: str | None = "ada", **more: Any) -> NewArtifact:
+        """Returns what goes with a new artifact: as from core, with a description if the backend `describes`."""
+        return new(owner, **{"description": self.description if backend.describes else {}, **more})
 
     @pytest.fixture(autouse=True)
     def _known_failures(self, request: pytest.FixtureRequest) -> None:

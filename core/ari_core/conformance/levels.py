@@ -1,15 +1,16 @@
-"""Cases about visibility: it only ever moves up."""
+"""Cases about visibility, which only ever moves up, and embargoes."""
 
 # ruff: noqa: S101 - assert is how tests assert
 
 from __future__ import annotations
 
 import itertools
+from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
 from ari_core.conformance.bundles import make_bundle
-from ari_core.conformance.knobs import REFUSED, Knobs, assert_holds, need, need_put, new, together
+from ari_core.conformance.knobs import DENIED, REFUSED, Knobs, assert_holds, need, need_put, read_all, together
 from ari_core.contract import Backend, Capabilities, Locator, Visibility
 from ari_core.errors import NotFound, Unsupported
 
@@ -23,6 +24,16 @@ def reachable(can: Capabilities) -> list[Visibility]:
 def need_two(levels: list[Visibility]) -> None:
     """Skips a case for a store that has one level."""
     need(len(levels) > 1, "the store has only one level")
+
+
+def need_embargo(can: Capabilities) -> None:
+    """Skips a case for a store that keeps no embargoes."""
+    need(can.embargo and can.put and can.levels, "the store keeps no embargo here")
+
+
+def in_days(days: int) -> date:
+    """Returns a day of the future."""
+    return datetime.now(UTC).date() + timedelta(days=days)
 
 
 class Levels(Knobs):
@@ -105,9 +116,9 @@ class Levels(Knobs):
         need_put(can)
         highest = reachable(can)[-1]
         bundle = make_bundle()
-        locator = backend.put(bundle.source(), new())[0].locator
+        locator = backend.put(bundle.source(), self.new(backend))[0].locator
         backend.raise_visibility(locator, highest)
-        _, created = backend.put(bundle.source(), new())
+        _, created = backend.put(bundle.source(), self.new(backend))
         assert created is False
         assert self._now(backend, can, locator, highest) is highest
 
@@ -119,3 +130,48 @@ class Levels(Knobs):
         backend.raise_visibility(locator, highest)
         after = backend.stat(locator)
         assert (after.owners, after.created, after.size) == (before.owners, before.created, before.size)
+
+    # -- embargoes -----------------------------------------------------------------------------------------------
+
+    def test_embargo(self, backend: Backend, can: Capabilities) -> None:
+        """Raised to the highest level, nobody but its owner reads it before the day; without one, everybody."""
+        need_embargo(can)
+        closed, opened = make_bundle(seed=1), make_bundle(seed=2)
+        held = backend.put(closed.source(), self.new(backend, embargo=in_days(30)))[0].locator
+        free = backend.put(opened.source(), self.new(backend))[0].locator
+        for locator in held, free:
+            backend.raise_visibility(locator, reachable(can)[-1])
+        assert_holds(backend, held, closed)
+        with self.stranger(backend) as other:
+            assert_holds(other, free, opened)
+            with pytest.raises(DENIED):
+                read_all(other, held)
+
+    def test_embargo_is_told(self, backend: Backend, can: Capabilities) -> None:
+        """Core raises no level unless the store says that it knows of the embargo."""
+        need_embargo(can)
+        bundle = make_bundle()
+        stored, _ = backend.put(bundle.source(), self.new(backend, embargo=in_days(30)))
+        with self.reopen(backend) as other:
+            for found in stored, backend.stat(stored.locator), other.stat(stored.locator):
+                assert found.embargo == in_days(30)
+        assert backend.put(make_bundle(seed=2).source(), self.new(backend))[0].embargo is None
+
+    def test_embargo_of_a_second_put(self, backend: Backend, can: Capabilities) -> None:
+        """Of what is staged, another day takes effect; none takes it away only where public is wished for."""
+        need_embargo(can)
+        bundle = make_bundle()
+        locator = backend.put(bundle.source(), self.new(backend))[0].locator
+        public = Visibility.PUBLIC
+        for day, wish, then in [
+            (in_days(30), public, in_days(30)),
+            (in_days(20), public, in_days(20)),
+            (in_days(40), None, in_days(40)),
+            (None, None, in_days(40)),
+            (None, Visibility.STAGED, in_days(40)),
+            (None, public, None),
+        ]:
+            found, created = backend.put(bundle.source(), self.new(backend, embargo=day, wish=wish))
+            assert (found.locator, created, found.embargo) == (locator, False, then)
+            assert backend.stat(locator).embargo == then
+        assert_holds(backend, locator, bundle)

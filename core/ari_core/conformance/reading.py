@@ -21,7 +21,6 @@ from ari_core.conformance.knobs import (
     is_absent,
     listed,
     need,
-    new,
     read_all,
 )
 from ari_core.contract import CHUNK, Backend, Capabilities
@@ -208,7 +207,7 @@ class Reading(Knobs):
         need(can.put, "the store takes no artifacts here")
         bundle = make_bundle(2 * CHUNK)
         with self.break_store(backend, "put"), pytest.raises(AriError) as caught:
-            backend.put(bundle.source(), new())
+            backend.put(bundle.source(), self.new(backend))
         assert_trouble(caught.value)
-        artifact, _ = backend.put(bundle.source(), new())
+        artifact, _ = backend.put(bundle.source(), self.new(backend))
         assert_holds(backend, artifact.locator, bundle)

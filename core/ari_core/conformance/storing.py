@@ -19,12 +19,28 @@ from ari_core.conformance.knobs import (
     is_absent,
     need,
     need_put,
-    new,
     together,
     users,
 )
-from ari_core.contract import CHUNK, Artifact, Backend, Capabilities, Locator, SupportsWorkdir, Visibility
-from ari_core.errors import AlreadyExists, NotFound, Unsupported
+from ari_core.contract import (
+    CHUNK,
+    Artifact,
+    Backend,
+    Capabilities,
+    Locator,
+    SupportsOwnRefs,
+    SupportsRehearsal,
+    SupportsWorkdir,
+    Visibility,
+)
+from ari_core.errors import (
+    AlreadyExists,
+    AriError,
+    ConfigurationError,
+    InvalidConfiguration,
+    NotFound,
+    Unsupported,
+)
 
 BAD_SOURCES: dict[str, Callable[[Bundle], BundleSource]] = {
     "dies at once": lambda bundle: bundle.source(b""),
@@ -44,7 +60,7 @@ class Storing(Knobs):
         """The first put creates, and describes what is there."""
         need_put(can)
         bundle = make_bundle()
-        artifact, created = backend.put(bundle.source(), new())
+        artifact, created = backend.put(bundle.source(), self.new(backend))
         assert created is True
         assert_claims(artifact, artifact.locator, bundle)
         assert_holds(backend, artifact.locator, bundle)
@@ -53,11 +69,11 @@ class Storing(Knobs):
         """The same archive again creates nothing and leads to the same place, from any instance."""
         need_put(can)
         bundle = make_bundle()
-        first, _ = backend.put(bundle.source(), new())
-        again, created = backend.put(bundle.source(), new("grace"))
+        first, _ = backend.put(bundle.source(), self.new(backend))
+        again, created = backend.put(bundle.source(), self.new(backend, "grace"))
         assert (again.locator, created) == (first.locator, False)
         with self.reopen(backend) as other:
-            again, created = other.put(bundle.source(), new())
+            again, created = other.put(bundle.source(), self.new(other))
             assert (again.locator, created) == (first.locator, False)
         assert_holds(backend, first.locator, bundle)
 
@@ -65,22 +81,22 @@ class Storing(Knobs):
         """Another archive takes its own place, or is refused where the store is full; the first one stays."""
         need_put(can)
         one, two = make_bundle(seed=1), make_bundle(seed=2)
-        first = backend.put(one.source(), new())[0].locator
+        first = backend.put(one.source(), self.new(backend))[0].locator
         if self.room_for(2) == 2:
-            second, created = backend.put(two.source(), new())
+            second, created = backend.put(two.source(), self.new(backend))
             assert created
             assert second.locator != first
             assert_holds(backend, second.locator, two)
         else:
             with pytest.raises(AlreadyExists):
-                backend.put(two.source(), new())
+                backend.put(two.source(), self.new(backend))
         assert_holds(backend, first, one)
 
     def test_put_is_refused_where_it_is_not_possible(self, backend: Backend, can: Capabilities) -> None:
         """A store that takes no artifacts refuses them."""
         need(not can.put, "the store takes artifacts")
         with pytest.raises(REFUSED if backend.capabilities.put else Unsupported):
-            backend.put(make_bundle().source(), new())
+            backend.put(make_bundle().source(), self.new(backend))
 
     @pytest.mark.parametrize("how", BAD_SOURCES)
     def test_failing_source(self, backend: Backend, can: Capabilities, how: str) -> None:
@@ -90,13 +106,15 @@ class Storing(Knobs):
         reserved: list[Locator] = []
         source = BAD_SOURCES[how](bundle)
         with pytest.raises(type(source.error)) as caught:
-            backend.put(source, new(), on_reserved=reserved.append)
+            backend.put(source, self.new(backend), on_reserved=reserved.append)
         assert caught.value is source.error
         if can.list != "no":
             assert not list(backend.list())
         for locator in reserved:
             assert is_absent(backend, locator)
-        artifact, created = backend.put(bundle.source(), new(), resume=reserved[-1] if reserved else None)
+        artifact, created = backend.put(
+            bundle.source(), self.new(backend), resume=reserved[-1] if reserved else None
+        )
         assert created, "what a failed put left behind passes for the archive"
         assert_holds(backend, artifact.locator, bundle)
 
@@ -106,12 +124,12 @@ class Storing(Knobs):
         need_put(can)
         need(can.delete != "no", "the store deletes nothing here")
         bundle = make_bundle(2 * CHUNK)
-        locator = backend.put(bundle.source(), new())[0].locator
+        locator = backend.put(bundle.source(), self.new(backend))[0].locator
         ref = backend.ref(locator)
         backend.delete(locator)
         source = BAD_SOURCES[how](bundle)
         with pytest.raises(type(source.error)):
-            backend.put(source, new())
+            backend.put(source, self.new(backend))
         assert is_absent(backend, locator)
         with pytest.raises(NotFound):
             backend.stat(backend.resolve(ref))
@@ -120,10 +138,10 @@ class Storing(Knobs):
         """A failed put leaves what is stored already as it was."""
         need_put(can)
         one, two = make_bundle(seed=1), make_bundle(seed=2)
-        locator = backend.put(one.source(), new())[0].locator
+        locator = backend.put(one.source(), self.new(backend))[0].locator
         source = two.source(two.archive[:1000])
         with pytest.raises((type(source.error), AlreadyExists)):
-            backend.put(source, new())
+            backend.put(source, self.new(backend))
         assert_holds(backend, locator, one)
 
     def test_nothing_is_visible_before_the_end(self, backend: Backend, can: Capabilities) -> None:
@@ -132,7 +150,7 @@ class Storing(Knobs):
         bundle = make_bundle(2 * CHUNK)
         known: list[Locator] = []
         if can.delete != "no":
-            known.append(backend.put(bundle.source(), new())[0].locator)
+            known.append(backend.put(bundle.source(), self.new(backend))[0].locator)
             backend.delete(known[0])
         need(known or can.list != "no", "the store neither deletes nor lists: there is no way to look")
         seen: list[str] = []
@@ -153,7 +171,7 @@ class Storing(Knobs):
             observer.start()
             observer.join(PATIENCE)
 
-        _, created = backend.put(bundle.source(at_end=look_aside), new(), on_reserved=known.append)
+        _, created = backend.put(bundle.source(at_end=look_aside), self.new(backend), on_reserved=known.append)
         assert created
         assert not seen
 
@@ -161,7 +179,7 @@ class Storing(Knobs):
         """Memory stays bounded: an archive is never asked for as a whole."""
         need_put(can)
         source = make_bundle(self.large).source()
-        backend.put(source, new())
+        backend.put(source, self.new(backend))
         assert source.largest_read <= self.longest_read
 
     def test_handed_over_file(self, backend: Backend, can: Capabilities, tmp_path: Path) -> None:
@@ -172,7 +190,7 @@ class Storing(Knobs):
         path = (workdir.workdir() if workdir else tmp_path) / "handed-over.tar.gz"
         path.write_bytes(bundle.archive)
         try:
-            artifact, created = backend.put(bundle.source(local_path=path), new())
+            artifact, created = backend.put(bundle.source(local_path=path), self.new(backend))
             assert path.read_bytes() == bundle.archive
         finally:
             path.unlink(missing_ok=True)
@@ -185,7 +203,7 @@ class Storing(Knobs):
         bundle = make_bundle(2 * CHUNK)
 
         def write() -> tuple[Artifact, bool]:
-            return backend.put(bundle.source(), new())
+            return backend.put(bundle.source(), self.new(backend))
 
         results = together(*[write] * self.threads)
         creators = sum(created for _, created in results)
@@ -202,9 +220,9 @@ class Storing(Knobs):
         reserved: list[Locator] = []
         source = bundle.source(bundle.archive[:1000])
         with pytest.raises(type(source.error)):
-            backend.put(source, new(), on_reserved=reserved.append)
+            backend.put(source, self.new(backend), on_reserved=reserved.append)
         need(reserved, "the store reserves no names")
-        artifact, created = backend.put(bundle.source(), new(), resume=reserved[-1])
+        artifact, created = backend.put(bundle.source(), self.new(backend), resume=reserved[-1])
         assert created
         assert artifact.locator == reserved[-1]
         assert_holds(backend, artifact.locator, bundle)
@@ -213,15 +231,15 @@ class Storing(Knobs):
         """To resume what was completed after all is fine, and creates nothing."""
         need_put(can)
         bundle = make_bundle()
-        locator = backend.put(bundle.source(), new())[0].locator
-        artifact, created = backend.put(bundle.source(), new(), resume=locator)
+        locator = backend.put(bundle.source(), self.new(backend))[0].locator
+        artifact, created = backend.put(bundle.source(), self.new(backend), resume=locator)
         assert (artifact.locator, created) == (locator, False)
 
     def test_it_starts_staged(self, backend: Backend, can: Capabilities) -> None:
         """A new artifact is staged, whatever the author wishes in the end."""
         need_put(can)
         need(can.visibility != "none", "the store knows no visibility")
-        artifact, _ = backend.put(make_bundle().source(), new(wish=Visibility.PUBLIC))
+        artifact, _ = backend.put(make_bundle().source(), self.new(backend, wish=Visibility.PUBLIC))
         assert artifact.visibility in {None, Visibility.STAGED}
         assert backend.stat(artifact.locator).visibility is Visibility.STAGED
 
@@ -230,7 +248,7 @@ class Storing(Knobs):
         """Owner and time of creation are the ones that were given, also for another instance."""
         need_put(can)
         need(can.stores_meta, "the store keeps no metadata")
-        given = new(owner)
+        given = self.new(backend, owner)
         locator = backend.put(make_bundle().source(), given)[0].locator
         with self.reopen(backend) as other:
             for found in backend.stat(locator), other.stat(locator):
@@ -242,7 +260,61 @@ class Storing(Knobs):
         need_put(can)
         need(can.stores_meta, "the store keeps no metadata")
         bundle = make_bundle()
-        locator = backend.put(bundle.source(), new("ada"))[0].locator
+        locator = backend.put(bundle.source(), self.new(backend, "ada"))[0].locator
         before = backend.stat(locator)
-        backend.put(bundle.source(), new("mallory"))
+        backend.put(bundle.source(), self.new(backend, "mallory"))
         assert backend.stat(locator) == before
+
+    # -- descriptions --------------------------------------------------------------------------------------------
+
+    def test_description(self, backend: Backend, can: Capabilities) -> None:
+        """All that core may say of a bundle is taken, and told unchanged where it is told."""
+        need_put(can)
+        need(backend.describes, "the store shows people nothing")
+        bundle = make_bundle()
+        artifact, created = backend.put(bundle.source(), self.new(backend))
+        assert created
+        for found in artifact, backend.stat(artifact.locator):
+            assert found.description in (None, self.description)
+
+    def test_description_that_says_nothing(self, backend: Backend, can: Capabilities) -> None:
+        """A description that is not enough is refused before anything is reserved or read."""
+        need_put(can)
+        need(backend.describes, "the store shows people nothing")
+        source = make_bundle().source()
+        reserved: list[Locator] = []
+        try:
+            backend.put(source, self.new(backend, description={}), on_reserved=reserved.append)
+        except (ConfigurationError, InvalidConfiguration):
+            assert (reserved, source.reads) == ([], 0)
+            assert backend.put(make_bundle().source(), self.new(backend))[1]
+
+    def test_own_refs(self, backend: Backend, can: Capabilities) -> None:
+        """A store that tells its own refs knows what it gave, and nothing of another kind."""
+        need_put(can)
+        has = backend.optional(SupportsOwnRefs)
+        need(has, "no SupportsOwnRefs")
+        assert has
+        artifact, _ = backend.put(make_bundle().source(), self.new(backend))
+        assert has.is_own(backend.ref(artifact.locator))
+        assert not has.is_own("no-such-scheme:7")
+
+    def test_rehearsal(self, backend: Backend, can: Capabilities) -> None:
+        """A rehearsal refuses what a put refuses at once, and nothing else, and stores nothing."""
+        need_put(can)
+        has = backend.optional(SupportsRehearsal)
+        need(has, "no SupportsRehearsal")
+        assert has
+        bundle = make_bundle()
+        for size in None, len(bundle.archive):
+            has.rehearse(self.new(backend), size)
+        assert backend.put(bundle.source(), self.new(backend))[1], "the rehearsal was for real"
+        bare = self.new(backend, description={})
+        outcomes = []
+        for call in (lambda: has.rehearse(bare, None)), (lambda: backend.put(make_bundle(seed=2).source(), bare)):
+            try:
+                call()
+                outcomes.append("")
+            except AriError as error:
+                outcomes.append(str(error))
+        assert outcomes[0] == outcomes[1]

@@ -198,7 +198,8 @@ class Backend(ABC):
 
         Returns:
             What is stored, and whether this call created it. The same archive again gives ``created=False`` and
-            changes nothing; so does the same bundle in another packing, where a place is for one bundle. A store
+            changes nothing but `NewArtifact.embargo` of what is staged, in stores that have ``embargo``; so does
+            the same bundle in another packing, where a place is for one bundle. A store
             whose names do not tell finds it by `resume` and `new.previous`, else by a search, which may lag:
             without ``exclusive_create``, two writers at once may get two places.
 

@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from ari_core.contract.types import Capabilities, Leftover, Locator, Share, Visibility
+from ari_core.contract.types import Capabilities, Leftover, Locator, NewArtifact, Share, Visibility
 
 
 @runtime_checkable
@@ -48,6 +48,30 @@ class SupportsWorkdir(Protocol):
 
     def workdir(self) -> Path:
         """Returns an existing folder; creates it if need be."""
+
+
+@runtime_checkable
+class SupportsRehearsal(Protocol):
+    """Says beforehand that an artifact would not be taken: before it is packed, and in dry runs."""
+
+    def rehearse(self, new: NewArtifact, size: int | None) -> None:
+        """Raises what a put of this would raise before it sends anything; changes nothing.
+
+        Args:
+            new: What would go with it.
+            size: Bytes of the archive, if that is known yet.
+
+        Raises:
+            BackendError: It would be refused, and why.
+        """
+
+
+@runtime_checkable
+class SupportsOwnRefs(Protocol):
+    """Tells its own refs, for stores of which there are several: a record may name one that is gone."""
+
+    def is_own(self, ref: str) -> bool:
+        """Says whether this store, as it is set, could have given this ref; asks nobody."""
 
 
 @runtime_checkable

@@ -66,8 +66,9 @@ class Capabilities:
         stores_meta: Keeps owner, visibility and creation time with the artifact.
         atomic_updates: Racing changes of one artifact's levels and owners lose nothing. Without it, somebody else
             (a registry's database) must let one through at a time.
-        embargo: Lets nobody read before the day in `NewArtifact.embargo`, though its level was raised before.
-            Elsewhere core waits for that day with raising.
+        embargo: Lets nobody read before the day in `NewArtifact.embargo`, though its level was raised before, and
+            says so in `Artifact.embargo`: core raises no level until that is the day wished for. In other stores
+            core waits for the day with raising.
     """
 
     put: bool = False
@@ -147,7 +148,9 @@ class Artifact:
     """What a store says about one artifact. All are claims.
 
     None: not known without reading the archive, or in a listing: without another request. `visibility` is the
-    effective level; `owners` of () says that it has none; `description` is that of `NewArtifact`.
+    effective level; `owners` of () says that it has none; `description` is that of `NewArtifact`. `embargo`: the
+    store lets nobody read it before that day, whatever its level, apart from its owners; None: there is none.
+    `doi` is reserved or registered.
     """
 
     locator: Locator
@@ -158,6 +161,8 @@ class Artifact:
     owners: tuple[Owner, ...] | None = None
     created: datetime | None = None
     description: Mapping[str, Any] | None = None
+    embargo: date | None = None
+    doi: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +173,8 @@ class NewArtifact:
         created: Time of publication, UTC.
         owner: Who it belongs to, for stores that serve a registry.
         wish: The visibility the author wants in the end; the artifact itself starts staged.
-        embargo: Day before which nobody may read it, for stores with ``embargo``.
+        embargo: Day before which nobody may read it, for stores with ``embargo``. Put again, what is staged gets
+            the new day. None takes the old one away only if the `wish` is ``public``: else nothing is known of it.
         description: Facts for stores that show them, as JSON values (`ari_core.citation`): all that is known if
             the backend `describes`, else no more than ``license``.
         previous: The artifact this checkpoint published last, which this one supersedes, with its digests as far

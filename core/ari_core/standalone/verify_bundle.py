@@ -74,6 +74,7 @@ def verify(place: str, digest: str) -> int:
     if os.path.isdir(place):
         need(MANIFEST in os.listdir(place), f"there is no {MANIFEST} in this folder")
         read_folder(place, "", contents)
+        need(MANIFEST in contents.manifests, f"the {MANIFEST} in this folder is no file")
     else:
         with open(place, "rb") as file:
             start = file.read(8192)

@@ -55,6 +55,10 @@ from ari_core.plugins import load_plugins
 from ari_core.workflows.backends import LACKS, ONLY_A_TRIAL_SHOWS, BackendDetails, CheckResult, SettingInfo
 
 _TEST_FILE: Final = "ari-backends-check.txt"
+_DESCRIPTION: Final = {
+    "title": "Test bundle of `ari backends check`",
+    "creators": [{"name": "ari backends check", "organization": True}],
+}
 _TYPES: Final = {
     str: "text",
     int: "whole number",
@@ -210,7 +214,7 @@ def _write_and_read_back(store: Backend, can: Capabilities, steps: list[str]) ->
     if not store.capabilities.put:
         raise Unsupported(f"the backend '{store.name}' takes no artifacts", hint="check it without --write")
     source = _TestBundle()
-    new = NewArtifact(created=datetime.now(UTC), description={"title": "Test bundle of `ari backends check`"})
+    new = NewArtifact(created=datetime.now(UTC), description=_DESCRIPTION if store.describes else {})
     made: list[Locator] = []
     try:
         artifact, created = store.put(source, new, on_reserved=made.append)

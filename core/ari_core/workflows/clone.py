@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -134,7 +134,7 @@ def clone(
         UsageError: There are `mirrors`, and no digest to know the right bundle by.
         VerificationError: It is not what it should be.
         AriError: Anything else; see `ari_core.errors`. Where several copies failed, the error of one that does not
-            verify, else the first, with all of them in its message.
+            verify, else the first, with all of them in its message, and ``skipped`` among its `facts`.
     """
     limits = limits or Limits.from_environment()
     target = None if dest is None else _free(Path(dest))
@@ -258,11 +258,13 @@ def _all_in_one(failures: Sequence[tuple[_Copy, AriError]]) -> AriError:
     worst = codes.index(wrong) if wrong in codes else 0
     told = [copy.told(error) for copy, error in failures]
     error = failures[worst][1]
+    skipped = [asdict(copy.skipped(each)) for copy, each in failures]
     before = "; ".join([*told[:worst], told[worst].removesuffix(error.message)])
     error.enclose(
         before=f"none of {len(told)} copies could be used: {before}",
         behind="".join(f"; {line}" for line in told[worst + 1 :]),
     )
+    error.facts["skipped"] = skipped
     return error
 
 

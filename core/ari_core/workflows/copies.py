@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +18,9 @@ from ari_core.contract import (
     NewArtifact,
     OpenContext,
     Source,
+    SupportsOwnRefs,
     SupportsProviderChecksum,
+    SupportsRehearsal,
     Visibility,
 )
 from ari_core.errors import (
@@ -25,6 +28,7 @@ from ari_core.errors import (
     IntegrityError,
     NotFound,
     PartlyDoneError,
+    ReadOnly,
     Unsupported,
     UsageError,
 )
@@ -52,6 +56,7 @@ COPIED: Final = "copied"
 """Events of the history that tell of a place where the bundle was stored."""
 
 _STORED: Final = (*PUBLISHING, COPIED)
+_MOST_PLACES: Final = 8  # each costs a request
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +174,11 @@ class Target:
         """The profile, if it is one."""
         return None if self.name == self.store.name else self.name
 
+    def place(self, locator: Locator) -> dict[str, Any]:
+        """Returns what a record holds of a place in which something was begun."""
+        settings = kept_settings(self.store, self.options)
+        return {"backend": self.store.name, "profile": self.profile, "settings": settings, "locator": locator}
+
     def ready(self, visibility: Visibility | None, warn: Callable[[str], None]) -> None:
         """Checks before anything is read that the store takes what will come.
 
@@ -215,13 +225,19 @@ def require_put(store: Backend, warn: Callable[[str], None]) -> Capabilities:
 
     Raises:
         Unsupported: It stores nothing.
+        ReadOnly: It stores nothing in this place.
         AriError: It cannot be reached.
     """
     able = store.probe()
-    if not able.put:
+    if not store.capabilities.put:
         raise Unsupported(
-            f"'{store.name}' stores nothing here: it only reads",
+            f"'{store.name}' stores nothing: it only reads",
             hint="choose a backend that stores, such as local-tarball",
+        )
+    if not able.put:
+        raise ReadOnly(
+            f"'{store.name}' can store nothing in this place: it is read-only",
+            hint="check how it is mounted, who owns it and its mode; or name another place",
         )
     if able.visibility != "enforced":
         warn(f"'{store.name}' keeps nobody from reading: whoever reaches the place can read the bundle")
@@ -250,16 +266,43 @@ def require_no_embargo(wish: str | None, able: Capabilities, hint: str) -> None:
     Raises:
         UsageError: It does.
     """
-    end = embargo_end(wish)
-    if end and end > datetime.now(UTC).date() and not able.embargo:
+    end = _ahead(embargo_end(wish))
+    if end and not able.embargo:
         raise UsageError(f"the bundle is under an embargo until {end.isoformat()}", hint=hint)
+
+
+def require_embargo_kept(wish: str | None, store: Backend, locator: Locator, hint: str) -> date | None:
+    """Checks that a store keeps people from reading until the day wished for, so that the level can be raised.
+
+    If it does so for longer, that is told.
+
+    Returns:
+        The day until which it does, or None.
+
+    Raises:
+        UsageError: It does not.
+    """
+    kept, end = (_ahead(day) for day in (store.stat(locator).embargo, embargo_end(wish)))
+    if end and (kept is None or kept < end):
+        here = f"only until {kept}" if kept else "not at all"
+        raise UsageError(
+            f"the bundle is under an embargo until {end}, and '{store.name}' keeps it {here}", hint=hint
+        )
+    if kept and kept != end:
+        store.context.warn(f"'{store.name}' lets nobody read it until {kept}, whatever its level")
+    return kept
+
+
+def _ahead(day: date | None) -> date | None:
+    """Returns the day of an embargo that has not ended."""
+    return day if day and day > datetime.now(UTC).date() else None
 
 
 # -- what was stored before --------------------------------------------------------------------------------------
 
 
 def previous_place(store: Backend, record: Record | None, *first: str) -> Artifact | None:
-    """Returns what this checkpoint stored in such a store last, by place and digest.
+    """Returns what this checkpoint stored last in such a store, and is there still, by place and digest.
 
     The place may hold something else by now.
 
@@ -274,14 +317,71 @@ def previous_place(store: Backend, record: Record | None, *first: str) -> Artifa
     last = {**record.as_copy(), "event": "published", "bundle_sha256": record.bundle_sha256}
     told = [line for line in [last, *record.history] if line.get("event") in _STORED]
     here = [line for line in told if line.get("backend") == store.name and line.get("ref")]
-    if not here:
-        return None
-    _, known = max(enumerate(here), key=lambda item: (item[1]["event"] in first, item[0]))
-    try:
-        locator = store.resolve(str(known["ref"]))
-    except (NotFound, Unsupported):  # gone, or of another installation of this kind of store
-        return None
-    return Artifact(locator, archive_sha256=known.get("archive_sha256"), bundle_sha256=known.get("bundle_sha256"))
+    telling = store.optional(SupportsOwnRefs)  # a place that publishes no more is not waited for
+    if telling is not None:
+        here = [line for line in here if telling.is_own(str(line["ref"]))]
+    newest: dict[str, Mapping[str, Any]] = {}
+    for _, line in sorted(enumerate(here), key=lambda item: (item[1]["event"] in first, item[0]), reverse=True):
+        newest.setdefault(str(line["ref"]), line)
+    for ref, known in itertools.islice(newest.items(), _MOST_PLACES):
+        # Gone, or of another installation of this kind of store: what was stored before that counts then.
+        with suppress(NotFound, Unsupported):
+            return Artifact(
+                store.resolve(ref),
+                archive_sha256=known.get("archive_sha256"),
+                bundle_sha256=known.get("bundle_sha256"),
+            )
+    return None
+
+
+# -- storing -----------------------------------------------------------------------------------------------------
+
+
+def rehearse(target: Target, new: NewArtifact, size: int | None = None) -> None:
+    """Asks a store whether it would take what is not packed yet, if the store can tell.
+
+    Raises:
+        AriError: It would not.
+    """
+    rehearsing = target.store.optional(SupportsRehearsal)
+    if rehearsing is not None:
+        rehearsing.rehearse(new, size)
+
+
+def store_noting(
+    target: Target, source: Source, new: NewArtifact, checkpoint: Path | None, *, is_copy: bool
+) -> tuple[Artifact, bool]:
+    """Stores an archive; the record tells meanwhile what was begun, so that a second run can go on with it.
+
+    Args:
+        target: Where.
+        source: The archive.
+        new: What goes with it.
+        checkpoint: Whose record; None: nobody keeps in mind what was begun.
+        is_copy: It is no publication.
+
+    Returns:
+        As `Backend.put`. Whoever notes in the record what is stored removes what was begun.
+    """
+    record = read_record(checkpoint) if checkpoint else None
+
+    def note(locator: Locator) -> None:
+        if checkpoint is not None:
+            begun = {**target.place(locator), "bundle_sha256": source.bundle_sha256, "since": now()}
+            change_record(checkpoint, lambda record: record.with_pending(begun, is_copy=is_copy))
+
+    return target.store.put(source, new, resume=_resume(record, target), on_reserved=note)
+
+
+def _resume(record: Record | None, target: Target) -> Locator | None:
+    own = target.place(Locator(""))
+    here = [
+        begun
+        for begun in (record.unfinished() if record else [])
+        if (begun.get("backend"), begun.get("profile")) == (own["backend"], own["profile"])
+    ]
+    best = max(here, key=lambda begun: begun.get("settings") == own["settings"], default=None)
+    return Locator(str(best.get("locator"))) if best else None
 
 
 # -- one copy ----------------------------------------------------------------------------------------------------
@@ -309,16 +409,24 @@ class Terms:
 
 
 def make_copy(
-    target: Target, source: Source, terms: Terms, *, wish: str | None, description: Mapping[str, Any]
+    target: Target,
+    source: Source | None,
+    terms: Terms,
+    *,
+    wish: str | None,
+    description: Mapping[str, Any],
+    size: int | None = None,
 ) -> Copy:
     """Stores an archive in one more place and looks what arrived.
 
     Args:
         target: Where; `Target.ready` was called.
-        source: The archive. What it raises passes through.
+        source: The archive. What it raises passes through. None: only find out whether the store would take it.
         terms: How.
-        wish: What the author wants in the end, if that is known.
+        wish: What the author wants in the end, if that is known. A level that this store does not have is not
+            wished for there: the copy stays staged.
         description: For `NewArtifact`.
+        size: Bytes of the archive without a source, if known.
 
     Returns:
         The outcome; an error in it is about what came after storing.
@@ -326,34 +434,32 @@ def make_copy(
     Raises:
         AriError: It was not stored.
     """
-    return _Copying(target, source, terms, wish, description).run()
+    record = read_record(terms.checkpoint) if terms.checkpoint else None
+    level = terms.visibility or wished_level(wish)
+    new = NewArtifact(
+        created=datetime.now(UTC),
+        wish=level if level is None or has_level(target.able, level) else Visibility.STAGED,
+        embargo=embargo_end(wish),
+        description=description,
+        previous=previous_place(target.store, record, COPIED),
+        replace=terms.replace,
+    )
+    if source is not None:
+        return _Copying(target, source, terms, wish, new).run(record)
+    rehearse(target, new, size)
+    return Copy(target.name, target.store.name)
 
 
 class _Copying:
     """One copy on its way."""
 
-    def __init__(
-        self, target: Target, source: Source, terms: Terms, wish: str | None, description: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, target: Target, source: Source, terms: Terms, wish: str | None, new: NewArtifact) -> None:
         self._target, self._store, self._source, self._terms = target, target.store, source, terms
-        self._wish, self._description = wish, description
+        self._wish, self._new = wish, new
 
-    def run(self) -> Copy:
+    def run(self, record: Record | None) -> Copy:
         store, source = self._store, self._source
-        record = read_record(self._terms.checkpoint) if self._terms.checkpoint else None
-        artifact, created = store.put(
-            source,
-            NewArtifact(
-                created=datetime.now(UTC),
-                wish=wished_level(self._wish),
-                embargo=embargo_end(self._wish),
-                description=self._description,
-                previous=previous_place(store, record, COPIED),
-                replace=self._terms.replace,
-            ),
-            resume=self._resume(record),
-            on_reserved=self._note_reserved,
-        )
+        artifact, created = store_noting(self._target, source, self._new, self._terms.checkpoint, is_copy=True)
         if isinstance(source, VerifyingSource):
             source.finish()
         ref = store.ref(artifact.locator)
@@ -372,7 +478,7 @@ class _Copying:
             enforced=self._target.able.visibility == "enforced",
             evidence=evidence,
         )
-        copy = self._recorded(copy)
+        copy = self._recorded(copy, artifact.locator)
         try:
             return self._raised(copy, artifact.locator)
         except AriError as error:
@@ -425,6 +531,8 @@ class _Copying:
         level, checkpoint = self._terms.visibility, self._terms.checkpoint
         if level is None or level.rank <= Visibility(copy.visibility).rank:
             return copy
+        if self._target.able.embargo:
+            require_embargo_kept(self._wish, self._store, locator, hint="nothing was published; try again")
         if self._target.able.visibility != "none":
             level = self._store.raise_visibility(locator, level)
         if checkpoint:
@@ -433,33 +541,7 @@ class _Copying:
 
     # -- the record --
 
-    def _resume(self, record: Record | None) -> Locator | None:
-        pending = next(filter(self._is_ours, record.pending_copies), None) if record else None
-        return Locator(str(pending.get("locator"))) if pending else None
-
-    def _is_ours(self, pending: Mapping[str, Any]) -> bool:
-        return (pending.get("backend"), pending.get("profile")) == (self._store.name, self._target.profile)
-
-    def _note_reserved(self, locator: Locator) -> None:
-        """Writes down a reserved name before any bytes are sent, so that a second run can resume."""
-        if self._terms.checkpoint is None:
-            return
-        pending = {
-            "backend": self._store.name,
-            "profile": self._target.profile,
-            "locator": locator,
-            "bundle_sha256": self._source.bundle_sha256,
-            "since": now(),
-        }
-        change_record(
-            self._terms.checkpoint,
-            lambda record: record.model_copy(update={"pending_copies": [*self._others_pending(record), pending]}),
-        )
-
-    def _others_pending(self, record: Record) -> list[dict[str, Any]]:
-        return [pending for pending in record.pending_copies if not self._is_ours(pending)]
-
-    def _recorded(self, copy: Copy) -> Copy:
+    def _recorded(self, copy: Copy, locator: Locator) -> Copy:
         if self._terms.checkpoint is None:
             return copy
         place = {
@@ -474,7 +556,7 @@ class _Copying:
         }
 
         def change(record: Record) -> Record:
-            record = record.model_copy(update={"pending_copies": self._others_pending(record)})
+            record = record.without_pending(self._target.place(locator))
             if copy.ref == record.ref:  # where it was published to
                 return record
             is_new = copy.ref not in {known.get("ref") for known in record.copies}

@@ -6,21 +6,23 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn, Self
 
+from ari_core.citation import CITATION_FILES
 from ari_core.errors import ArchiveRefusedError, CurationError, LocalPermissionError, escape, from_os_error
 from ari_core.fs import Staging, TreeWriter, recover_tree, write_all
 from ari_core.limits import Limits, how_to_raise
 from ari_core.manifest import FileEntry, bundle_digest, render_manifest
 from ari_core.names import MANIFEST_NAME, quoted, unportable
-from ari_core.policy import DEFAULT_INCLUDE, POLICY_NAME, Policy, is_denied_place, load_policy
+from ari_core.policy import DEFAULT_INCLUDE, POLICY_NAME, Policy, Verdict, is_denied_place, load_policy
 from ari_core.secrets_scan import SCANNED_BYTES, find_secrets
 from ari_core.selection import Chosen, Selection, check_size, select, shown
 from ari_core.streams import CHUNK, Progress
+from ari_core.wish import why_over
 from ari_core.workflows.checkpoint import EAR, PUBLISHED, ear_of, find_checkpoint
 
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -312,6 +314,9 @@ def _warnings(checkpoint: Path, policy: Policy, selection: Selection) -> Iterato
         yield f"{POLICY_NAME}: exclude {quoted(glob)} matches nothing in {EAR}/{_if_folder(ear, glob)}"
     if not has_policy:
         yield from _without_policy(checkpoint, selection.not_asked_for)
+    yield from _without_description(ear, policy, paths)
+    if over := why_over(policy.visibility):
+        yield f"{POLICY_NAME}: {over}"
     for path, reason in unportable([*paths, MANIFEST_NAME]):
         yield f"{escape(path)}: {escape(reason)}"
 
@@ -330,6 +335,13 @@ def _without_policy(checkpoint: Path, not_asked_for: int) -> Iterator[str]:
     if not_asked_for and not misplaced:
         left = "1 file is" if not_asked_for == 1 else f"{not_asked_for} files are"
         yield f"no {POLICY_NAME}: only {', '.join(DEFAULT_INCLUDE)} are published; {left} not asked for"
+
+
+def _without_description(ear: Path, policy: Policy, paths: Collection[str]) -> Iterator[str]:
+    if not set(CITATION_FILES).intersection(paths):
+        for name in CITATION_FILES:
+            if (ear / name).is_file() and policy.verdict(name) is Verdict.NOT_ASKED:
+                yield f"{name} describes the bundle only as a part of it: add it to include in {POLICY_NAME}"
 
 
 def _like_policies(folder: Path, prefix: str) -> Iterator[str]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +19,6 @@ from ari_core.bundle.writer import Written
 from ari_core.contract import OpenContext, SupportsWorkdir, Visibility
 from ari_core.digests import is_sha256
 from ari_core.errors import (
-    AccessDenied,
     AriError,
     ChangedSinceCurationError,
     CheckpointNotFoundError,
@@ -33,7 +32,7 @@ from ari_core.limits import Limits
 from ari_core.manifest import Manifest, parse_manifest
 from ari_core.names import MANIFEST_NAME, quoted
 from ari_core.record import Record, check_record_writable, read_record
-from ari_core.streams import ByteSource, Progress, ReadStream
+from ari_core.streams import ByteSource, Interruptible, Progress, ReadStream
 from ari_core.verification import Report, check_archive, check_tree, read_tree_manifest
 from ari_core.verifying import VerifyingSource
 from ari_core.wish import check_wish, why_not
@@ -151,13 +150,11 @@ def mirror(
         spool = Path(tempfile.gettempdir())  # reading and storing at once must not take the memory of both
         context = OpenContext(checkpoint=places.first, warn=warn, spool=spool)
         targets = open_targets(names, given, context, stack)
-        reading = open_ref(
-            ref, expect_sha256=expect_sha256, options=source_options, limits=limits, warn=warn, spool=spool
+        opened = stack.enter_context(
+            open_ref(
+                ref, expect_sha256=expect_sha256, options=source_options, limits=limits, warn=warn, spool=spool
+            )
         )
-        with _advice() if places.is_ref else nullcontext():
-            opened = stack.enter_context(reading)
-        if places.is_ref and opened.source is not None and opened.artifact is not None:
-            opened = dataclasses.replace(opened, source=_OfRecord(opened.source))
         opened = places.anchored(opened, require_digest=require_digest)
         return _Mirroring(opened, targets, places, terms, warn).run(dry_run=dry_run or is_dry_run())
 
@@ -177,12 +174,10 @@ class _Checkpoints:
 
     Attributes:
         first: The likeliest, or None.
-        is_ref: The ref means what was published from one.
     """
 
     def __init__(self, ref: str, given: str | Path | None, limits: Limits) -> None:
         found = find_record(ref, limits)
-        self.is_ref = found is not None
         folders = [find_checkpoint(given)] if given is not None else []
         if given is None:
             if found:
@@ -207,8 +202,7 @@ class _Checkpoints:
         """
         if opened.expected.bundle_sha256 is None:
             for record in self._records.values():
-                places = {record.ref, *(copy.get("ref") for copy in record.copies)}
-                if opened.ref in places and is_sha256(record.bundle_sha256):
+                if opened.ref in {place.ref for place in record.places()} and is_sha256(record.bundle_sha256):
                     expected = dataclasses.replace(
                         opened.expected, bundle_sha256=record.bundle_sha256, anchored_by="record"
                     )
@@ -246,11 +240,7 @@ class _Mirroring:
         ready = [target for target in self._targets if self._is_ready(target)]
         if not ready and (error := self._error()):
             raise error
-        if dry_run:
-            self._copies.update({target.name: Copy(target.name, target.store.name) for target in ready})
-            sent = self._verified()
-        else:
-            sent = self._streamed(ready) or self._from_file(ready)
+        sent = self._rehearsed(ready) if dry_run else self._streamed(ready) or self._from_file(ready)
         error = self._error()
         if error and all(copy.error for copy in self._copies.values()):
             raise error
@@ -280,14 +270,22 @@ class _Mirroring:
     def _error(self) -> AriError | None:
         return partly_done("copies", [(name, copy.error) for name, copy in self._copies.items()])
 
-    def _verified(self) -> _Sent:
+    def _rehearsed(self, ready: Sequence[Target]) -> _Sent:
+        """Verifies, and finds out which copies could be made."""
         opened, terms = self._opened, self._terms
-        if opened.source is None:
-            report = self._checked_tree(None)
-        else:
-            report = check_archive(opened.source, limits=terms.limits, progress=terms.progress)
-            opened.expected.check(report)
-        return _Sent(report.manifest, report.archive_sha256, repacked=report.form != "tar.gz")
+        with Staging(Path(tempfile.gettempdir())) as staging:
+            cited = _citation_files(ready, staging)
+            if opened.source is None:
+                report = self._checked_tree(cited)
+            else:
+                report = check_archive(opened.source, limits=terms.limits, sink=cited, progress=terms.progress)
+                opened.expected.check(report)
+            files = cited.read() if cited else {}
+        repacked = report.form != "tar.gz"
+        self._to_each(
+            ((target, None) for target in ready), report.manifest, files, None if repacked else report.archive_size
+        )
+        return _Sent(report.manifest, report.archive_sha256, repacked=repacked)
 
     # -- verifying while passing on ------------------------------------------------------------------------------
 
@@ -303,12 +301,14 @@ class _Mirroring:
         (target,) = ready
         checkpoint, record = self._places.of(bundle)
         told: dict[str, Any] = {}
+        wish = record.wish if record else None
         if target.store.describes or target.able.embargo or self._terms.visibility:
             manifest = _curated(checkpoint, bundle, self._terms.limits)
             if manifest is None or record is None or checkpoint is None:
                 return None  # what it says of itself is not known before it was read
             files = published_files(checkpoint, manifest) if target.store.describes else {}
             told = description(manifest, files, checkpoint, full=target.store.describes)
+            wish = wish or _stated_wish(manifest)
         source = VerifyingSource(
             _GzipOnly(opened.source),
             size=claim.size,
@@ -319,9 +319,7 @@ class _Mirroring:
             accept=opened.expected.check,
         )
         try:
-            self._copies[target.name] = self._copy(
-                target, source, checkpoint, record.wish if record else None, told
-            )
+            self._copies[target.name] = self._copy(target, source, checkpoint, wish, told)
         except _NotGzipError:
             return None
         return _Sent(source.report.manifest, source.archive_sha256)
@@ -330,32 +328,41 @@ class _Mirroring:
 
     def _from_file(self, ready: Sequence[Target]) -> _Sent:
         with self._at_hand(ready) as (source, files, manifest, repacked):
-            checkpoint, record = self._places.of(manifest.bundle_sha256)
-            wish = record.wish if record else _stated_wish(manifest)
             sources = itertools.chain([source], itertools.repeat(source.to_be_read()))
-            for target, each in zip(ready, sources, strict=False):
-                try:
-                    told = description(manifest, files, checkpoint, full=target.store.describes)
-                    self._copies[target.name] = self._copy(target, each, checkpoint, wish, told)
-                except AriError as error:
-                    self._copies[target.name] = target.failed(error)
+            self._to_each(zip(ready, sources, strict=False), manifest, files)
         return _Sent(manifest, source.archive_sha256, repacked=repacked)
+
+    def _to_each(
+        self,
+        copies: Iterable[tuple[Target, PackedFile | None]],
+        manifest: Manifest,
+        files: Mapping[str, bytes],
+        size: int | None = None,
+    ) -> None:
+        checkpoint, record = self._places.of(manifest.bundle_sha256)
+        wish = (record.wish if record else None) or _stated_wish(manifest)  # the existing tool records none
+        for target, source in copies:
+            try:
+                told = description(manifest, files, checkpoint, full=target.store.describes)
+                self._copies[target.name] = self._copy(target, source, checkpoint, wish, told, size)
+            except AriError as error:
+                self._copies[target.name] = target.failed(error)
 
     def _copy(
         self,
         target: Target,
-        source: VerifyingSource | PackedFile,
+        source: VerifyingSource | PackedFile | None,
         checkpoint: Path | None,
         wish: str | None,
         told: Mapping[str, Any],
+        size: int | None = None,
     ) -> Copy:
         if self._terms.visibility and self._terms.visibility.rank:
             require_no_embargo(wish, target.able, hint="leave out --visibility: the copy then stays staged")
-        if checkpoint is not None:
+        if checkpoint is not None and source is not None:
             check_record_writable(checkpoint)  # before a copy is made that nobody knows of
-        return make_copy(
-            target, source, dataclasses.replace(self._terms, checkpoint=checkpoint), wish=wish, description=told
-        )
+        terms = dataclasses.replace(self._terms, checkpoint=checkpoint)
+        return make_copy(target, source, terms, wish=wish, description=told, size=size)
 
     @contextmanager
     def _at_hand(
@@ -364,7 +371,7 @@ class _Mirroring:
         """Gives the verified archive as a file, packed anew if it is none; and its citation files, if needed."""
         opened, terms = self._opened, self._terms
         with Staging(self._workfolder(ready)) as staging:
-            cited = CitationFiles(staging) if any(target.store.describes for target in ready) else None
+            cited = _citation_files(ready, staging)
             if opened.source is None:
                 assert opened.folder is not None  # noqa: S101 - one of the two is set
                 report = self._checked_tree(cited)
@@ -422,6 +429,10 @@ class _Mirroring:
         return self._places.first or Path(tempfile.gettempdir())
 
 
+def _citation_files(ready: Sequence[Target], staging: Staging) -> CitationFiles | None:
+    return CitationFiles(staging) if any(target.store.describes for target in ready) else None
+
+
 def _curated(checkpoint: Path | None, bundle_sha256: str, limits: Limits) -> Manifest | None:
     """Returns the manifest of ``ear_published/``, if that is the very bundle."""
     if checkpoint is None:
@@ -436,31 +447,6 @@ def _curated(checkpoint: Path | None, bundle_sha256: str, limits: Limits) -> Man
 def _stated_wish(manifest: Manifest) -> str | None:
     wish = manifest.publish.get("visibility")
     return wish if isinstance(wish, str) and not why_not(wish) else None
-
-
-@contextmanager
-def _advice() -> Iterator[None]:
-    """Says what to do where a record leads to what only its author may read."""
-    try:
-        yield
-    except AccessDenied as error:
-        hint = "a record is followed without your credentials; to use them, name what it names: `ari mirror REF`"
-        raise AccessDenied(error.message, hint=hint) from error
-
-
-class _OfRecord:
-    """A source that a record leads to."""
-
-    def __init__(self, source: ByteSource) -> None:
-        self._source = source
-        self.name, self.size = source.name, source.size
-
-    @contextmanager
-    def open(self) -> Iterator[ReadStream]:
-        with ExitStack() as stack:
-            with _advice():
-                stream = stack.enter_context(self._source.open())
-            yield stream
 
 
 class _NotGzipError(Exception):
@@ -490,3 +476,7 @@ class _GzipStream:
             raise _NotGzipError
         self._is_first = False
         return data
+
+    def interrupt(self) -> None:
+        if isinstance(self._stream, Interruptible):
+            self._stream.interrupt()

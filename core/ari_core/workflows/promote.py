@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 from ari_core.contract import Backend, Locator, OpenContext, SupportsManifest, Visibility
@@ -13,6 +14,7 @@ from ari_core.errors import (
     AriError,
     CheckpointNotFoundError,
     NoTargetError,
+    NotFound,
     Unsupported,
     UsageError,
     VerificationError,
@@ -24,9 +26,15 @@ from ari_core.plugins import load_plugins
 from ari_core.record import Record, change_record, read_record
 from ari_core.settings import open_backend
 from ari_core.verification import read_manifest
-from ari_core.wish import check_wish, embargo_end
+from ari_core.wish import check_wish, embargo_end, require_ahead
 from ari_core.workflows.checkpoint import find_checkpoint
-from ari_core.workflows.copies import has_level, partly_done, require_no_embargo, split_options
+from ari_core.workflows.copies import (
+    has_level,
+    partly_done,
+    require_embargo_kept,
+    require_no_embargo,
+    split_options,
+)
 from ari_core.workflows.publish import is_dry_run
 from ari_core.workflows.refs import BackendSource
 from ari_core.wrappers import patient
@@ -42,6 +50,7 @@ class Promoted:
         visibility: The level it has now.
         changed: Whether that is another one than before.
         enforced: Whether the store acts on it.
+        embargo: Day before which the store lets nobody read it all the same, or None.
         note: Why it stays as it is though nothing is wrong, or "".
         error: Why it could not be promoted, or None.
     """
@@ -51,6 +60,7 @@ class Promoted:
     visibility: str
     changed: bool = False
     enforced: bool = False
+    embargo: date | None = None
     note: str = ""
     error: AriError | None = None
 
@@ -86,7 +96,8 @@ def promote(
 ) -> PromoteResult:
     """Raises the visibility of the published bundle, and of its copies.
 
-    A copy in a store that has no such level stays as it is, and so does one that is above it already.
+    A copy in a store that has no such level stays as it is, and so does one that is above it already. Under an
+    embargo, only a store that says that it keeps this very one is asked to raise the level.
 
     Args:
         checkpoint: The checkpoint; default as for `publish`.
@@ -97,12 +108,13 @@ def promote(
 
     Raises:
         CheckpointNotFoundError: Nothing was published from it.
-        UsageError: No target, an embargo that has not ended, or a level below the present one.
+        UsageError: No target, an embargo that nobody would keep, or a level below the present one.
         AriError: As the backends say, if nothing was promoted; the failure is noted in the record.
     """
     folder = find_checkpoint(checkpoint)
     record = published_record(folder, with_copies=True)
     places = record.places()
+    require_ahead(target)
     level = _target(record, target)
     if record.ref and level.rank < Visibility(check_wish(record.visibility)).rank:
         raise UsageError(
@@ -155,6 +167,11 @@ class _Promotion:
         try:
             with open_recorded(self._checkpoint, place, options, self._warn) as store:
                 return self._promote(place, store)
+        except NotFound as error:
+            again = f"ari mirror … --to {place.backend}" if self._is_copy(place) else "ari ear publish"
+            hint = f"if it is gone for good, store it again: `{again}`"
+            gone = NotFound(error.message, hint=hint)
+            return Promoted(place.ref, place.backend, place.visibility, error=gone)
         except AriError as error:
             return Promoted(place.ref, place.backend, place.visibility, error=error)
 
@@ -171,18 +188,35 @@ class _Promotion:
         require_no_embargo(
             self._wish, able, hint="promote it on that day, or publish again with another --visibility"
         )
-        if not self.dry_run:
+        kept = None
+        if able.embargo or not self.dry_run:
             try:
                 locator = store.resolve(place.ref)
                 # What is gone cannot be promoted, and what is another's must not.
                 require_own(store, locator, place)
-                if able.visibility != "none":
+                if able.embargo and level.rank:
+                    kept = require_embargo_kept(self._wish, store, locator, hint=self._way(place))
+                if able.visibility != "none" and not self.dry_run:
                     level = store.raise_visibility(locator, level)
             except AriError:
-                change_record(self._checkpoint, lambda record: record.with_failure(place.ref))
+                if not self.dry_run:
+                    change_record(self._checkpoint, lambda record: record.with_failure(place.ref))
                 raise
+        if not self.dry_run:
             change_record(self._checkpoint, lambda record: record.with_level(place.ref, str(level)))
-        return Promoted(place.ref, place.backend, str(level), changed=level != present, enforced=enforced)
+        return Promoted(
+            place.ref, place.backend, str(level), changed=level != present, enforced=enforced, embargo=kept
+        )
+
+    def _way(self, place: Record) -> str:
+        """Says how a store is told of the embargo."""
+        steps = []
+        if self._wish != self._record.wish or not self._is_copy(place):
+            name = self._record.profile or self._record.backend
+            steps.append(f"`ari ear publish --backend {name} --visibility {self._wish}`")
+        if self._is_copy(place):
+            steps.append(f"`ari mirror {quoted(str(self._checkpoint))} --to {place.profile or place.backend}`")
+        return f"run {', then '.join(steps)}, then promote"
 
 
 def published_record(checkpoint: Path, *, with_copies: bool = False) -> Record:

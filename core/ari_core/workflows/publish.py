@@ -9,13 +9,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from ari_core.bundle.writer import ENCODER
 from ari_core.contract import (
     Artifact,
-    Backend,
-    Locator,
     NewArtifact,
     OpenContext,
     Source,
@@ -39,7 +37,7 @@ from ari_core.record import Record, change_record, check_record_writable, now, r
 from ari_core.settings import reader_options
 from ari_core.streams import Progress
 from ari_core.verification import check_tree, read_tree_manifest, unlisted
-from ari_core.wish import check_wish, embargo_end
+from ari_core.wish import check_wish, embargo_end, require_ahead, why_over
 from ari_core.workflows.checkpoint import PUBLISHED, find_checkpoint
 from ari_core.workflows.copies import (
     PUBLISHING,
@@ -51,7 +49,9 @@ from ari_core.workflows.copies import (
     open_targets,
     partly_done,
     previous_place,
+    rehearse,
     split_options,
+    store_noting,
     wished_level,
 )
 from ari_core.workflows.describing import description, published_files
@@ -100,6 +100,8 @@ class _Job:
     manifest: Manifest
     limits: Limits
     progress: Progress | None
+    wish: str = Visibility.STAGED
+    files: Mapping[str, bytes] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     tell: Callable[[str], None] = lambda _line: None
 
@@ -110,6 +112,9 @@ class _Job:
     @property
     def tree(self) -> Path:
         return self.checkpoint / PUBLISHED
+
+    def described_for(self, target: Target) -> dict[str, Any]:
+        return description(self.manifest, self.files, self.checkpoint, full=target.store.describes)
 
 
 def publish(
@@ -156,7 +161,10 @@ def publish(
             "the bundle has no files: nothing in ear/ matches what publish.yaml includes",
             hint="correct `include`, or publish the empty bundle with --allow-empty",
         )
-    wish = check_wish(visibility or str(job.manifest.publish.get("visibility") or Visibility.STAGED))
+    job.wish = check_wish(visibility or str(job.manifest.publish.get("visibility") or Visibility.STAGED))
+    require_ahead(visibility)
+    if over := why_over(job.wish):
+        job.warn(over)
     plugins = load_plugins()
     name, reason = _choose(backend, job, plugins)
     before = read_record(job.checkpoint)
@@ -165,19 +173,31 @@ def publish(
         given = split_options(options or {}, [name, *also], name)
         primary, *others = open_targets([name, *also], given, context, stack, plugins)
         primary.ready(None, job.warn)
+        if any(target.store.describes for target in (primary, *others)):
+            job.files = published_files(job.checkpoint, job.manifest)
+        new = NewArtifact(
+            created=datetime.now(UTC),
+            wish=wished_level(job.wish),
+            embargo=embargo_end(job.wish),
+            description=job.described_for(primary),
+            previous=previous_place(primary.store, before, *PUBLISHING),
+            replace=replace,
+        )
+        rehearse(primary, new)  # packing may take long
         if dry_run:
             _check_unchanged(job)
+            copies = [_copied(job, target, None) for target in others]
             record = Record(
                 backend=primary.store.name,
                 bundle_sha256=job.manifest.bundle_sha256,
-                wish=wish,
+                wish=job.wish,
                 timestamp=now(),
                 dry_run=True,
                 encoder=ENCODER,
             )
-            return _result(job, record, reason, created=False)
+            return _result(job, record, reason, created=False, copies=copies)
         check_record_writable(job.checkpoint)  # a copy that nobody knows of helps nobody
-        created, copies = _store(job, primary, others, before, wish, replace=replace)
+        created, copies = _store(job, primary, others, new)
     record = read_record(job.checkpoint) or Record()
     return _result(job, record, reason, created=created, copies=copies)
 
@@ -233,69 +253,28 @@ def is_dry_run() -> bool:
 # -- storing -----------------------------------------------------------------------------------------------------
 
 
-def _store(
-    job: _Job, primary: Target, others: Sequence[Target], before: Record | None, wish: str, *, replace: bool
-) -> tuple[bool, list[Copy]]:
-    store = primary.store
-    describing = any(target.store.describes for target in (primary, *others))
-    files = published_files(job.checkpoint, job.manifest) if describing else {}
-    told = description(job.manifest, files, job.checkpoint, full=store.describes)
-    workdir = store.optional(SupportsWorkdir)
+def _store(job: _Job, primary: Target, others: Sequence[Target], new: NewArtifact) -> tuple[bool, list[Copy]]:
+    workdir = primary.store.optional(SupportsWorkdir)
     folder = workdir.workdir() if workdir else job.checkpoint
     with Staging(folder) as staging:
         source = pack(job.tree, job.manifest, staging, job.progress)
-        artifact, created = store.put(
-            source,
-            NewArtifact(
-                created=datetime.now(UTC),
-                wish=wished_level(wish),
-                embargo=embargo_end(wish),
-                description=told,
-                previous=previous_place(store, before, *PUBLISHING),
-                replace=replace,
-            ),
-            resume=_resume(before, store),
-            on_reserved=_note_pending(job, primary),
-        )
+        artifact, created = store_noting(primary, source, new, job.checkpoint, is_copy=False)
         change_record(
             job.checkpoint,
-            lambda record: _recorded(job, primary, record, artifact, source.archive_sha256, wish, created=created),
+            lambda record: _recorded(job, primary, record, artifact, source.archive_sha256, created=created),
         )
-        copies = [_copied(job, target, source.to_be_read(), files, wish) for target in others]
+        copies = [_copied(job, target, source.to_be_read()) for target in others]
     return created, copies
 
 
-def _copied(job: _Job, target: Target, source: Source, files: Mapping[str, bytes], wish: str) -> Copy:
+def _copied(job: _Job, target: Target, source: Source | None) -> Copy:
+    """Makes a copy; without a source finds out whether it could be made."""
     terms = Terms(job.limits, job.checkpoint, progress=job.progress)
     try:
         target.ready(None, job.warn)
-        told = description(job.manifest, files, job.checkpoint, full=target.store.describes)
-        return make_copy(target, source, terms, wish=wish, description=told)
+        return make_copy(target, source, terms, wish=job.wish, description=job.described_for(target))
     except AriError as error:
         return target.failed(error)
-
-
-def _resume(before: Record | None, store: Backend) -> Locator | None:
-    pending = before.pending if before else None
-    if not pending or pending.get("backend") != store.name:
-        return None
-    return Locator(str(pending.get("locator")))
-
-
-def _note_pending(job: _Job, target: Target) -> Callable[[Locator], None]:
-    """Returns what writes down a reserved name before any bytes are sent, so that a second run can resume."""
-
-    def note(locator: Locator) -> None:
-        pending = {
-            "backend": target.store.name,
-            "profile": target.profile,
-            "locator": locator,
-            "bundle_sha256": job.manifest.bundle_sha256,
-            "since": now(),
-        }
-        change_record(job.checkpoint, lambda record: record.model_copy(update={"pending": pending}))
-
-    return note
 
 
 def _recorded(
@@ -304,11 +283,11 @@ def _recorded(
     before: Record,
     artifact: Artifact,
     archive_sha256: str,
-    wish: str,
     *,
     created: bool,
 ) -> Record:
     store = target.store
+    before = before.without_pending(target.place(artifact.locator))
     ref = store.ref(artifact.locator)
     archive_sha256 = artifact.archive_sha256 or archive_sha256
     same_bundle = before.bundle_sha256 == job.manifest.bundle_sha256
@@ -322,16 +301,19 @@ def _recorded(
         "visibility": str(artifact.visibility or level),
     }
     extra = {"tarball_sha256": archive_sha256, "dryrun": False, "noop": not created}
+    if artifact.doi:
+        extra["doi"] = artifact.doi
     rest = {
         "timestamp": now(),
         "dry_run": False,
         "extra": extra,
-        "wish": wish,
+        "wish": job.wish,
         "encoder": ENCODER if created else before.encoder,
         "options": reader_options(store),
         "settings": kept_settings(store, target.options),
         "profile": target.profile,
         "pending": None,
+        "pending_copies": before.unfinished(),
     }
     if same_bundle and before.ref == ref:
         return before.with_event("published again", **facts, **rest)

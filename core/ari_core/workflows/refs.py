@@ -18,6 +18,7 @@ from urllib.parse import SplitResult, urlsplit
 from ari_core.contract import Artifact, Backend, Locator, OpenContext
 from ari_core.digests import is_sha256, parse_sha256
 from ari_core.errors import (
+    AccessDenied,
     ArchiveRefusedError,
     AriError,
     CheckpointNotFoundError,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 _PINNED: Final = re.compile(r"(?:/artifacts?/|^ari://(?:[^/]+/)?)([0-9a-f]{16,64})/?$")
 _STORED: Final = re.compile(r"bundle(-[0-9a-f]{16})?\.tar\.gz|manifest\.lock|meta\.json|\.ari-staging-.*")
+_DOI: Final = re.compile(r"(?:doi)?[: ]*(?:(?:dx\.|www\.)?doi\.org/)?(10\.[0-9]{4,9}/\S+)", re.IGNORECASE)
 _ARCHIVE_ENDINGS: Final = (".tar.gz", ".tgz", ".tar")
 
 
@@ -252,8 +254,10 @@ class _Opening:
         if not path.exists() and not path.is_symlink():
             if path.parent.is_dir() and _claimed_exactly(path):  # more, or fewer, digits of an id than are stored
                 return self._remote(file_ref(path.absolute()) + "/", expected)
+            doi = _DOI.fullmatch(ref)
             raise NotFound(
-                f"there is no file or folder {quoted(str(path))}", hint="check the spelling of the path"
+                f"there is no file or folder {quoted(str(path))}",
+                hint=f"a DOI is written doi:{escape(doi[1])}" if doi else "check the spelling of the path",
             )
         return Opened(file_ref(path.absolute()), _stem(path.name), expected, LocalFile(path), None, is_local=True)
 
@@ -299,7 +303,11 @@ class _Opening:
         self._context = replace(self._context, anonymous=True)
         self._recorded = recorded
         self._given = {}
-        return self.open(ref, expected)
+        with _advising(ref):
+            opened = self.open(ref, expected)
+        if opened.source is None or opened.artifact is None:
+            return opened
+        return replace(opened, source=_OfRecord(opened.source, ref))
 
     def _remote(self, ref: str, expected: Expected) -> Opened:
         from ari_core.plugins import load_plugins  # noqa: PLC0415 - a local file needs no plugin
@@ -326,6 +334,31 @@ class _Opening:
         return Opened(
             backend.ref(locator), name_of(ref), expected, source, None, is_local=False, artifact=artifact
         )
+
+
+@contextmanager
+def _advising(ref: str) -> Iterator[None]:
+    """Says what to do where a record leads to what only its author may read."""
+    try:
+        yield
+    except AccessDenied as error:
+        hint = f"a record is followed without your credentials; to use them, name the copy itself: {escape(ref)}"
+        raise AccessDenied(error.message, hint=hint) from error
+
+
+class _OfRecord:
+    """A source that a record leads to."""
+
+    def __init__(self, source: ByteSource, ref: str) -> None:
+        self._source, self._ref = source, ref
+        self.name, self.size = source.name, source.size
+
+    @contextmanager
+    def open(self) -> Iterator[ReadStream]:
+        with ExitStack() as stack:
+            with _advising(self._ref):
+                stream = stack.enter_context(self._source.open())
+            yield stream
 
 
 def _is_stored_artifact(path: Path) -> bool:
