@@ -113,6 +113,15 @@ def test_nothing_published_gets_a_successor_because_a_record_calls_it_unfinished
     assert service.state() == before
 
 
+def test_nothing_published_by_hand_gets_a_successor_because_a_record_calls_it_unfinished(service, backend):
+    locator = own_draft(service, backend, {"thesis.pdf": b"years of work"})
+    backend._repository(service.url).publish(number(locator))
+    before = service.state()
+    with pytest.raises(AlreadyExists, match="not touched"):
+        put(backend, ONE, resume=locator)
+    assert service.state() == before
+
+
 def test_it_is_told_before_something_becomes_a_new_version(service, backend, told):
     theirs, _ = put(backend, ONE)
     backend.raise_visibility(theirs.locator, Visibility.PUBLIC)
@@ -290,8 +299,10 @@ def test_own_refs_are_known_without_asking(settings, ref, own):
     assert Zenodo(Zenodo.Settings(**settings)).optional(SupportsOwnRefs).is_own(ref) is own
 
 
-def test_an_embargo_in_the_manifest_holds_where_the_record_tells_of_no_wish(service, study):
-    publish(study, backend="local-tarball")
+@pytest.mark.parametrize("source", ["local-tarball", "filesystem-registry"])  # as a file, and while it is read
+def test_an_embargo_in_the_manifest_holds_where_the_record_tells_of_no_wish(service, study, source):
+    options = {"root": str(study.parent / "archive")} if source == "filesystem-registry" else {}
+    publish(study, backend=source, options=options)
     change_record(study, lambda record: record.model_copy(update={"wish": None}))  # as the existing tool leaves it
     mirror(str(study), "zenodo")
     with zenodo(service) as backend:
