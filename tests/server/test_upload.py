@@ -224,7 +224,7 @@ def test_a_bad_beginning_is_answered_while_the_rest_is_withheld(serve, monkeypat
         assert answer.headers["connection"] == "close"
         assert wire.closed()
     assert eventually(lambda: not server.spools())
-    assert eventually(lambda: not [thread for thread in threading.enumerate() if thread.name == "ari-read-ahead"])
+    assert eventually(lambda: not server.threads("ari-read-ahead"))
 
 
 def test_nothing_of_a_body_is_asked_for_before_the_request_was_judged(server):
@@ -324,7 +324,7 @@ def test_who_goes_away_in_the_middle_leaves_nothing(server, alice):
     assert eventually(lambda: not server.spools())
     assert eventually(lambda: server.registry._receiving.borrowed_tokens == 0)
     assert eventually(lambda: not server.registry._shares)
-    assert eventually(lambda: not [thread for thread in threading.enumerate() if thread.name == "ari-read-ahead"])
+    assert eventually(lambda: not server.threads("ari-read-ahead"))
 
 
 def test_a_full_disk_is_said_and_leaves_nothing(server, alice, monkeypatch):

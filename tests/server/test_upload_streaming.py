@@ -63,7 +63,7 @@ def sending(server, sample, token, size=None):
 
 def is_idle(server):
     """Whether nothing is left of uploads: no thread, no slot, no intent, no file."""
-    threads = [thread for thread in threading.enumerate() if thread.name in {"ari-verify", "ari-read-ahead"}]
+    threads = server.threads("ari-verify", "ari-read-ahead")
     busy = server.registry._receiving.borrowed_tokens
     return not (threads or busy or server.registry.index.intents() or server.spools())
 
@@ -75,7 +75,7 @@ def test_what_is_declared_reaches_the_store_without_a_spool(server, alice):
     sample = Sample.noise(2_000_000)
     with sending(server, sample, alice) as wire:
         wire.send(sample.data[:1_900_000])
-        assert eventually(lambda: [t for t in threading.enumerate() if t.name == "ari-verify"])
+        assert eventually(lambda: server.threads("ari-verify"))
         assert server.spools() == []
         assert server.registry.index.intents() == []  # nothing will be changed before it has verified
         answer = wire.send(sample.data[1_900_000:]).answer().json()
@@ -238,7 +238,7 @@ def test_who_goes_away_in_the_middle_leaves_nothing(server, alice):
     sample = Sample.noise(1_000_000)
     with sending(server, sample, alice) as wire:
         wire.send(sample.data[:600_000])
-        assert eventually(lambda: [t for t in threading.enumerate() if t.name == "ari-verify"])
+        assert eventually(lambda: server.threads("ari-verify"))
     assert eventually(lambda: is_idle(server))
     assert not server.space.items
 

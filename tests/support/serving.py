@@ -21,6 +21,7 @@ class Serving:
 
     def __init__(self, folder, *, least=16, **config):
         folder.mkdir(exist_ok=True)
+        self._others = set(threading.enumerate())  # other tests may have left some that hang for ever
         self.app = create(load_config({}, data=folder, **config), least=least)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
@@ -66,6 +67,10 @@ class Serving:
         wire = self.wire()
         headers = {"Content-Type": "application/gzip", **bearer(token), **headers, "Content-Length": size}
         return wire.head("POST", "/artifact", headers)
+
+    def threads(self, *names):
+        """Threads of these names that began since."""
+        return [t for t in threading.enumerate() if t.name in names and t not in self._others]
 
     def spools(self):
         """What lies in the folder where uploads are received."""

@@ -391,6 +391,7 @@ class TestCi:
                 "ceph-osd",
                 "radosgw",
                 "curl",
+                "jq",
                 "hey",
                 "shellcheck",
                 "python3",
