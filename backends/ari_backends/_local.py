@@ -25,13 +25,14 @@ from ari_core.errors import (
     Unsupported,
     from_os_error,
 )
-from ari_core.fs import NotRegularError, Staging, fsync_folder, open_regular, write_all
+from ari_core.fs import NotRegularError, Staging, begin_write_out, fsync_folder, open_regular, write_all
 from ari_core.names import BUNDLE_NAME, STAGING_PREFIX, quoted
 from ari_core.streams import deadline
 
 STAGED: Final = "bundle"
 """Name of an archive in staging."""
 
+_WRITTEN_OUT: Final = 8 * 1024 * 1024
 _LOCK: Final = STAGING_PREFIX + "lock"
 _LOCK_POLL_SECONDS: Final = 0.02
 
@@ -228,11 +229,16 @@ def copy(stream: ReadStream, name: str, staging: Staging) -> None:
     except OSError as error:
         raise from_os_error(error, doing) from error
     try:
+        begun = count = 0
         while data := stream.read(CHUNK):
             try:
                 write_all(fd, data)
             except OSError as error:
                 raise from_os_error(error, doing) from error
+            count += len(data)
+            if count - begun >= _WRITTEN_OUT:
+                begin_write_out(fd, begun, count - begun)
+                begun = count
     finally:
         os.close(fd)
 

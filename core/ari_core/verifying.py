@@ -18,8 +18,7 @@ from ari_core.limits import Limits
 from ari_core.streams import ByteSource, Interruptible, Progress
 from ari_core.verification import Report, check_archive
 
-_PIECE: Final = 2 * CHUNK
-_PIECES_AHEAD: Final = 4
+_CHUNKS_AHEAD: Final = 8
 _POLL_SECONDS: Final = 0.1
 
 
@@ -93,7 +92,7 @@ class VerifyingSource(Source):
         """
         if self._report is None:
             with self.open() as stream:
-                while stream.read(_PIECE):
+                while stream.read(CHUNK):
                     pass
         return self.report
 
@@ -138,7 +137,7 @@ class _Passing:
 
     def read(self, size: int, /) -> bytes:
         try:
-            data = self._stream.read(min(size, _PIECE))
+            data = self._stream.read(min(size, CHUNK))
         except Exception:
             self._check.raise_failure()  # which has interrupted this
             raise
@@ -161,8 +160,8 @@ class _Check:
 
     def __init__(self, name: str, limits: Limits, stream: ReadStream) -> None:
         self.name, self._limits, self._stream = name, limits, stream
-        self._pieces: queue.Queue[bytes | None] = queue.Queue(_PIECES_AHEAD)
-        self._rest = memoryview(b"")
+        self._chunks: queue.Queue[bytes | None] = queue.Queue(_CHUNKS_AHEAD)
+        self._rest = b""
         self._ended = False
         self._cancelled = threading.Event()
         self._done = threading.Event()
@@ -200,7 +199,7 @@ class _Check:
     def _hand_on(self, data: bytes | None) -> None:
         while not self._done.is_set():
             try:
-                self._pieces.put(data, timeout=_POLL_SECONDS)
+                self._chunks.put(data, timeout=_POLL_SECONDS)
             except queue.Full:
                 continue
             return
@@ -224,13 +223,13 @@ class _Check:
     def read(self, size: int, /) -> bytes:
         while not (self._rest or self._ended or self._cancelled.is_set()):
             try:
-                piece = self._pieces.get(timeout=_POLL_SECONDS)
+                chunk = self._chunks.get(timeout=_POLL_SECONDS)
             except queue.Empty:
                 continue
-            self._ended = piece is None
-            self._rest = memoryview(piece or b"")
-        data, self._rest = self._rest[:size], self._rest[size:]
-        return bytes(data)
+            self._ended = chunk is None
+            self._rest = chunk or b""
+        data, self._rest = self._rest[:size], self._rest[size:]  # no copy of a chunk that is wanted whole
+        return data
 
     def interrupt(self) -> None:
         """Ends a `read` that waits: nothing of what comes is needed any more."""

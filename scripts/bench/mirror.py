@@ -5,6 +5,7 @@ A mirror verifies while it passes on, so it should take hardly longer than the s
 
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ class MirrorBench:
 
     def mirror(self, source: str, target: str, bundle: Path, fresh: Path) -> Command:
         """Ours: read, verified and written at once."""
+        self.begin(source, target, bundle)
         ref = self.stored(source, bundle)
         backend, options = self.place(target, fresh)
         settings = [*(f"-o{option}" for option in options), *(f"--from-o={o}" for o in self.reading(source))]
@@ -64,6 +66,7 @@ class MirrorBench:
     def alone(self, source: str, target: str, fresh: Path) -> Command:
         """The slower of the two, which is found out once."""
         bundle = self.large()
+        self.begin(source, target, bundle)
         ways = {"read": lambda: self.read(source, bundle), "write": lambda: self.write(target, bundle, fresh)}
         name = f"{source}-{target}"
         if name not in self.slower:
@@ -73,10 +76,16 @@ class MirrorBench:
             fresh.mkdir()
         return ways[self.slower[name]]()
 
+    def begin(self, source: str, target: str, bundle: Path) -> None:
+        """Starts a gateway of its own for each row, if it needs one: all rows together would fill one up."""
+        row = f"mirror-{source}-{target}-{bundle.parent.name}"
+        if "s3" in {source, target} and row != self.s3.row:
+            self.s3.begin(row)
+            self.sources = {(store, stored): ref for (store, stored), ref in self.sources.items() if store != "s3"}
+
     def place(self, store: str, fresh: Path) -> tuple[str, Sequence[str]]:
         """Returns a backend and its settings for a place where nothing is yet."""
         if store == "s3":
-            self.s3.begin("mirror")
             return "s3", [*self.s3.options, f"prefix={fresh.parent.name}/{fresh.name}"]
         root = fresh / "store"
         root.mkdir(exist_ok=True)
@@ -89,8 +98,8 @@ class MirrorBench:
     def stored(self, store: str, bundle: Path) -> str:
         """Returns the ref of a bundle in a store; it is put there once."""
         if (store, bundle) not in self.sources:
-            fresh = self.scratch / f"{store}-{bundle.parent.name}"
-            fresh.mkdir(parents=True)
+            self.scratch.mkdir(parents=True, exist_ok=True)
+            fresh = Path(tempfile.mkdtemp(prefix="source-", dir=self.scratch))
             run_once(self.write(store, bundle, fresh), self.environment)
             digest = Archive.of(bundle).sha256
             if store == "s3":
@@ -101,7 +110,7 @@ class MirrorBench:
 
     def signed(self, *command: str | Path) -> Command:
         """Runs a command with the gateway's credentials, once there is a gateway."""
-        return self.s3.signed(*command) if self.s3.row == "mirror" else list(command)
+        return self.s3.signed(*command) if self.s3.row.startswith("mirror") else list(command)
 
     def comparisons(self) -> list[Comparison]:
         """Each kind of store to each kind."""

@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 import venv
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -87,8 +88,9 @@ class S3Bench:
         from support.stores import Rgw  # noqa: PLC0415 - only where it is measured
 
         self.close()
-        folder = self.scratch / f"ceph-{row}"
-        folder.mkdir(parents=True)
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="ceph-", dir=self.scratch))
+        folder.chmod(0o755)
         self.store, self.row = self.running.enter_context(Rgw(folder)).store, row
         self.store.client().create_bucket(Bucket=BUCKET)
 

@@ -200,3 +200,24 @@ def test_many_folders_do_not_hold_many_descriptors(writer, tmp_path):
     assert len(os.listdir("/proc/self/fd")) - before < 150
     assert (tmp_path / "d0/e/f").stat().st_mode & 0o777 == 0o755
     assert (tmp_path / "d1/e/f").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("libc", [None, object()], ids=["this-system", "no-such-call"])
+def test_beginning_to_write_out_changes_no_byte(tmp_path, monkeypatch, libc):
+    if libc:
+        monkeypatch.setattr(fs, "_libc", lambda: libc)
+    data = os.urandom(3 * 2**20)
+    with (tmp_path / "file").open("wb", buffering=0) as file:
+        for start in range(0, len(data), 2**20):
+            fs.write_all(file.fileno(), data[start : start + 2**20])
+            fs.begin_write_out(file.fileno(), start, 2**20)
+    assert (tmp_path / "file").read_bytes() == data
+
+
+def test_beginning_to_write_out_what_has_no_disk_is_no_error():
+    reader, writer = os.pipe()
+    try:
+        fs.begin_write_out(writer, 0, 1)
+    finally:
+        os.close(reader)
+        os.close(writer)

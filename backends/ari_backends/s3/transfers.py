@@ -39,7 +39,7 @@ _PATIENCE_SECONDS: Final = 5.0
 _PIECE: Final = CHUNK  # larger ones, in many threads, are memory that the system gets back late
 _MOST_PARTS: Final = 10_000
 _BUFFERS: Final = 64 * 1024 * 1024
-_SPOOLED: Final = 2
+_SPOOLED: Final = 4
 """Parts that one of many uploads sends at a time, out of files."""
 
 _FIRST: Final = 16 * 1024 * 1024
