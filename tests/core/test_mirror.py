@@ -16,7 +16,7 @@ from support.memory import MemoryBackend, MemorySettings, Stored
 from support.places import photograph
 
 import ari_core.settings
-from ari_core import clone, curate, delete, mirror, promote, publish, show, status, verify
+from ari_core import clone, curate, delete, mirror, promote, publish, share, show, status, verify
 from ari_core.contract import Locator, Visibility
 from ari_core.errors import (
     AccessDenied,
@@ -1122,6 +1122,8 @@ def test_where_only_copies_are_left_that_is_said(published):
     with pytest.raises(CheckpointNotFoundError, match=r"only copies are left: memory://b/.*memory://z/") as caught:
         delete(checkpoint)
     assert "--copy" in caught.value.hint
+    with pytest.raises(CheckpointNotFoundError, match="any more; only copies are left"):
+        share(checkpoint)
 
 
 def test_a_copy_has_to_be_named_well(stores, published):

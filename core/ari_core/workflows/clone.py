@@ -25,7 +25,7 @@ from ari_core.errors import (
     VerificationError,
     from_os_error,
 )
-from ari_core.fs import Staging, TreeWriter, is_empty_folder
+from ari_core.fs import Staging, is_empty_folder
 from ari_core.limits import Limits
 from ari_core.names import quoted
 from ari_core.streams import Progress
@@ -40,7 +40,7 @@ from ari_core.workflows.refs import (
     pinned_id,
     without_secrets,
 )
-from ari_core.workflows.spool import SPOOL, Spool
+from ari_core.workflows.spool import SPOOL, Spool, new_tree
 
 if TYPE_CHECKING:
     from ari_core.record import Record
@@ -366,34 +366,24 @@ class _Run:
 
     def _unpack(self, opened: Opened, staging: Staging) -> Report:
         limits, progress, expected = self.limits, self.progress, opened.expected.bundle_sha256
-        try:
-            os.mkdir(_TREE, 0o755, dir_fd=staging.fd)
-            fd = os.open(_TREE, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=staging.fd)
-        except OSError as error:
-            raise from_os_error(error, f"creating a folder in {quoted(str(staging.path))}") from error
-        try:
-            with TreeWriter(fd) as sink:
-                if opened.source is None:
-                    assert opened.folder is not None  # noqa: S101 - one of the two is set
-                    report = check_tree(
-                        opened.folder, limits=limits, sink=sink, expected=expected, progress=progress
-                    )
-                elif opened.is_local:
-                    report = check_archive(
-                        opened.source, limits=limits, sink=sink, expected=expected, progress=progress
-                    )
-                else:
-                    spool = Spool(opened.source, staging)
-                    report = check_archive(
-                        spool,
-                        limits=limits,
-                        sink=sink,
-                        expected=expected,
-                        on_manifest_first=spool.stop,
-                        progress=progress,
-                    )
-        finally:
-            os.close(fd)
+        with new_tree(_TREE, staging) as sink:
+            if opened.source is None:
+                assert opened.folder is not None  # noqa: S101 - one of the two is set
+                report = check_tree(opened.folder, limits=limits, sink=sink, expected=expected, progress=progress)
+            elif opened.is_local:
+                report = check_archive(
+                    opened.source, limits=limits, sink=sink, expected=expected, progress=progress
+                )
+            else:
+                spool = Spool(opened.source, staging)
+                report = check_archive(
+                    spool,
+                    limits=limits,
+                    sink=sink,
+                    expected=expected,
+                    on_manifest_first=spool.stop,
+                    progress=progress,
+                )
         opened.expected.check(report)
         return report
 

@@ -227,8 +227,9 @@ def published_record(checkpoint: Path, *, with_copies: bool = False) -> Record:
     """
     record = read_record(checkpoint)
     if record is None or not (record.ref or (with_copies and record.copies)):
+        left = " any more; only copies are left" if record and record.copies else ""
         raise CheckpointNotFoundError(
-            f"nothing is published from {quoted(str(checkpoint))}", hint="run `ari ear publish` first"
+            f"nothing is published from {quoted(str(checkpoint))}{left}", hint="run `ari ear publish` first"
         )
     return record
 
