@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -589,18 +588,24 @@ def test_among_others_only_what_the_dead_have_left_is_repaired(index, config):
     store = Store(2)
     index.reindex(store)
     index.intend(sha(1), "1")  # ours, and under way
-    left = multiprocessing.get_context("spawn").Process(target=intend_and_die, args=(config, sha(50)))
-    left.start()
-    left.join(60)
+    environment = os.environ | create_config_environment(config)
+    command = [sys.executable, "-c", INTEND_AND_DIE, sha(50)]
+    died = subprocess.run(command, env=environment, check=False, timeout=60)
+    assert died.returncode == -signal.SIGKILL
     store.add(50)
     assert index.repair(store, among_others=True) == 1
     assert index.find(sha(50)).file_count == 2
     assert [intent.archive_sha256 for intent in index.intents()] == [sha(1)]
 
 
-def intend_and_die(config, archive_sha256):
-    Index(config).intend(archive_sha256)
-    os.kill(os.getpid(), signal.SIGKILL)
+INTEND_AND_DIE = """
+import os, signal, sys
+from ari_server.config import load_config
+from ari_server.index import Index
+
+Index(load_config()).intend(sys.argv[1])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 def test_reindexing_leaves_the_tombstone_that_a_crash_withheld(index):

@@ -363,8 +363,8 @@ class Registry(Api):
         """Every file of the server but its databases and its metrics, with its size."""
         found = {}
         for top in (self.data, self.scratch):
-            for path in top.rglob("*"):
-                with contextlib.suppress(FileNotFoundError):
+            for path in (Path(folder, name) for folder, _, names in os.walk(top) for name in names):
+                with contextlib.suppress(FileNotFoundError):  # as os.walk does with folders
                     if path.is_file() and not re.search(_NOT_FILES, str(path)):
                         found[str(path.relative_to(self.folder) if top == self.scratch else path)] = (
                             path.stat().st_size
