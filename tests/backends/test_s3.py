@@ -346,6 +346,7 @@ def test_how_many_requests_it_takes(moto):
         }
 
 
+@pytest.mark.in_ci
 def test_listing_a_thousand_keys_takes_one_request(moto):
     with Faults(moto.endpoint_url) as faults, s3(moto.behind(faults)) as backend, s3(moto) as other:
         client = other._client

@@ -93,6 +93,7 @@ def test_errors_have_the_sentence_that_it_prints(pair):
     client.http.close()
 
 
+@pytest.mark.in_ci
 def test_a_manifest_of_fifty_thousand_files(client):
     """More than 6 MB in one form field."""
     files = {f"data/part-{number:05d}.csv": b"" for number in range(50_000)}

@@ -87,6 +87,7 @@ def test_an_upload_passes_through_to_the_store_and_what_is_bad_is_not_completed(
     assert {owner.user for owner in server.registry.find(sample.id).owners} == {"alice", "bob"}
 
 
+@pytest.mark.in_ci
 def test_a_store_that_is_away_is_to_be_asked_again_and_recovers_by_itself(serve, s3_store, faults):
     server = serve()
     alice = server.token("alice")
@@ -113,6 +114,7 @@ def test_a_store_that_is_away_is_to_be_asked_again_and_recovers_by_itself(serve,
 
 
 @pytest.mark.parametrize("s3_store", ["moto"], indirect=True)
+@pytest.mark.in_ci
 def test_a_change_is_given_up_when_the_store_hangs(serve, faults):
     """No thread can be taken back from a change: it ends since the store's client gives up by itself."""
     server = serve()

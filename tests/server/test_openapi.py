@@ -56,6 +56,7 @@ def run(registry, folder, *options, parameters=()):
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.in_ci
 def test_the_document_describes_a_stranger_s_requests(registry, tmp_path):
     code, output = run(registry, tmp_path)
     assert code == 0, output

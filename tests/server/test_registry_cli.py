@@ -211,6 +211,7 @@ def test_files_are_up_to_date_as_soon_as_they_are_opened(existing, tmp_path):
     assert not (tmp_path / "misspelt").exists()
 
 
+@pytest.mark.in_ci
 def test_tables_in_postgresql_are_made_when_told_to_and_then_everything_works(database, tmp_path):
     for command in (("db", "check"), ("token", "issue", "alice"), ("serve", "--port", "0")):
         done = ari("registry", *command, "--data-dir", tmp_path / "data", env=database)
@@ -234,6 +235,7 @@ def test_tables_in_postgresql_are_made_when_told_to_and_then_everything_works(da
     )
 
 
+@pytest.mark.in_ci
 def test_a_database_that_does_not_answer_is_one_line_without_its_password(tmp_path):
     env = os.environ | {"ARI_REGISTRY_DB": f"postgresql+psycopg://ari:canary@127.0.0.1:{free_port()}/ari"}
     for command in (

@@ -183,6 +183,7 @@ def overwrite(path, data):
         file.truncate(len(data))
 
 
+@pytest.mark.in_ci
 def test_no_server_starts_on_a_damaged_database(alone):
     server = alone()
     with server:
@@ -284,6 +285,7 @@ def half_an_upload(server, token, sample):
     return wire
 
 
+@pytest.mark.in_ci
 def test_a_server_told_to_end_lets_an_upload_end(alone):
     with alone(workers=2) as server:
         alice = server.token("alice")
@@ -305,6 +307,7 @@ def test_a_server_told_to_end_lets_an_upload_end(alone):
 @pytest.mark.parametrize(
     "env", [{"ARI_REGISTRY_BODY_TIMEOUT": "1"}, pytest.param({}, marks=pytest.mark.long)], ids=["1s", "grace"]
 )
+@pytest.mark.in_ci
 def test_a_server_told_to_end_does_not_wait_for_ever_and_leaves_nothing(alone, env):
     with alone(workers=2, env=env) as server:
         alice = server.token("alice")

@@ -53,6 +53,8 @@ from ari_core.yamlfile import read_yaml
 ROOT = Path(__file__).parents[2]
 # plugins.md is about a package of its own, which tests of its own build and run.
 DOCUMENTS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "README.md", *ROOT.glob("docs/**/*.md")))
+SLOW = {"docs/migration.md", "docs/publication.md", "docs/registry.md", "docs/scaling.md"}
+"""Documents whose examples start one server after the other: not for every day."""
 FOLDERS = [f"{name}/README.md" for name in ("core", "backends", "server", "scripts/registry")]
 LINKING = sorted({*DOCUMENTS, *FOLDERS, *(p.name for p in ROOT.glob("*.md"))})
 HOME = "/home/ada"
@@ -357,7 +359,9 @@ def home(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize(
+    "document", [pytest.param(name, marks=[pytest.mark.in_ci] if name in SLOW else []) for name in DOCUMENTS]
+)
 def test_examples(document, home, request):
     text = (ROOT / document).read_text(encoding="utf-8")
     if "\n$ jq " in text:
@@ -462,6 +466,7 @@ def examples_of(command, name):
     return re.findall(r"^ +(ari .*)$", shown.partition("Examples:\n")[2], re.MULTILINE)
 
 
+@pytest.mark.in_ci
 def test_examples_of_the_commands(workplace, moto):
     pristine = workplace.with_name("pristine")
     workplace.rename(pristine)

@@ -92,6 +92,7 @@ def test_what_needs_no_extra_works_without_any(bare, tmp_path):
         bare.run(bare.bin / "ari", *command.split(), tmp_path / "run")
 
 
+@pytest.mark.in_ci
 def test_the_extra_brings_a_current_boto3_and_nothing_that_holds_it_back(tmp_path, wheel):
     if not list(WHEELS.glob("boto3-*.whl")):
         if os.environ.get("ARI_TEST_REQUIRE") == "all":

@@ -511,6 +511,7 @@ class TestBench:
         assert "PASS" not in row
 
     @pytest.mark.needs("docker-registry", "hey", "nginx")
+    @pytest.mark.in_ci
     def test_the_registry_is_measured_beside_the_others_and_every_server_stopped(self, tmp_path):
         names = ("registry-get-nginx", "registry-put", "registry-manifest")
         out, scratch = tmp_path / "out.json", tmp_path / "s"

@@ -6,12 +6,13 @@ import os
 import re
 import threading
 import time
-from functools import partial
+from functools import cache, partial
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+import botocore.loaders
 import botocore.session
 import botocore.tokens
 import urllib3.exceptions
@@ -91,6 +92,7 @@ class Connection:
     def _new(self, attempts: int = ATTEMPTS) -> Any:
         settings, anonymous = self._settings, self._context.anonymous
         session = botocore.session.Session(profile=None if anonymous else settings.profile)
+        session.register_component("data_loader", _models())
         session.register_component("token_provider", botocore.tokens.TokenProviderChain([]))  # S3 takes none
         if not settings.endpoint_url:  # it may stand in AWS's own configuration
             unsigned = Config(signature_version=UNSIGNED)
@@ -167,6 +169,12 @@ class Connection:
             user_agent_extra=f"ari-registry/{version('ari-registry')}",
             proxies={} if local else None,
         )
+
+
+@cache
+def _models() -> botocore.loaders.Loader:
+    """Returns botocore's description of the service: each client that is made would read and parse it again."""
+    return botocore.loaders.create_loader()
 
 
 def _bounded(send: Any, request: Any, *, seconds: float) -> Any:
