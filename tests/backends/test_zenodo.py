@@ -254,6 +254,62 @@ def test_what_somebody_else_put_in_this_place_does_not_give_way(service, backend
     assert (second.locator == first.locator) is not published
 
 
+def test_a_record_without_our_note_gets_no_new_version_because_it_is_named(service, backend):
+    locator = by_hand(service, backend, {"bundle.tar.gz": ONE.archive})
+    before = service.state()
+    with pytest.raises(AlreadyExists, match="not touched"):
+        put(backend, TWO, previous=Artifact(locator, archive_sha256=ONE.archive_sha256))
+    assert service.state() == before
+
+
+def test_the_digest_that_a_paper_prints_does_not_open_the_draft(service, backend):
+    first, _ = put(backend, ONE)
+    before = service.state()
+    with pytest.raises(AlreadyExists):
+        put(backend, TWO, previous=Artifact(first.locator, bundle_sha256=ONE.bundle_sha256))
+    assert service.state() == before
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_what_the_author_added_to_a_draft_is_not_lost(service, backend, finished):
+    first, _ = put(backend, ONE)
+    if not finished:
+        service.faults.add("reset", "PUT .*/bundle.tar.gz/content", at=4000)
+        with pytest.raises(Unavailable):
+            put(backend, TWO, previous=first)
+        service.faults.clear()
+    service.swap(number(first.locator), b"hours of work", key="paper.pdf")
+    before = service.state()
+    with pytest.raises(AlreadyExists, match=r"\('paper.pdf'\); it was not touched"):
+        put(backend, TWO, previous=first)
+    with pytest.raises(Unsupported, match=r"'paper.pdf'.* not touched"):
+        backend.delete(first.locator)
+    assert service.state() == before
+    assert backend.put(ONE.source(), new(previous=first))[1] is False if finished else True
+    put(backend, TWO, previous=first, replace=True)
+    assert service.state().drafts[number(first.locator)].keys() == OURS
+
+
+def test_a_next_version_that_somebody_describes_in_the_browser_does_not_give_way(service, backend):
+    first, _ = put(backend, ONE)
+    backend.raise_visibility(first.locator, Visibility.PUBLIC)
+    repository = backend._repository(service.url)
+    draft = repository.new_version(number(first.locator))
+    ours = zenodo_backend._as_it_is(draft, None)
+    repository.describe(draft, {**ours, "metadata": {**ours["metadata"], "title": "An evening's thought"}})
+    with pytest.raises(AlreadyExists, match=draft.id):
+        put(backend, TWO, previous=first)
+    assert repository.draft(draft.id).says["metadata"]["title"] == "An evening's thought"
+
+
+def test_the_draft_of_a_next_version_that_nobody_touched_is_used(service, backend):
+    first, _ = put(backend, ONE)
+    backend.raise_visibility(first.locator, Visibility.PUBLIC)
+    draft = backend._repository(service.url).new_version(number(first.locator))
+    second, _ = put(backend, TWO, previous=first)
+    assert number(second.locator) == draft.id
+
+
 def test_a_draft_with_files_of_somebody_else_does_not_give_way(service, backend):
     first, _ = put(backend, ONE)
     backend.raise_visibility(first.locator, Visibility.PUBLIC)
@@ -614,15 +670,45 @@ def test_an_embargo_for_what_is_published_is_told_to_come_too_late(service):
     assert re.search(rf"/records/{number(artifact.locator)} is published already", lines[0])
 
 
-def test_files_that_were_closed_by_hand_stay_closed(service, backend):
-    artifact, _ = put(backend, ONE)
-    version = backend._look(artifact.locator)
+def restrict(service, backend, locator):
+    """Closes the files of a draft as its owner does in the browser."""
+    version = backend._look(locator)
     closed = {"record": "public", "files": "restricted"}
     backend._repository(service.url).describe(
         version, {**zenodo_backend._as_it_is(version, None), "access": closed}
     )
-    put(backend, ONE, wish=Visibility.PUBLIC)
-    assert backend._look(artifact.locator).is_restricted
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_files_that_were_closed_by_hand_stay_closed(service, published):
+    lines = []
+    with zenodo(service, warn=lines.append) as backend:
+        artifact, _ = put(backend, ONE)
+        restrict(service, backend, artifact.locator)
+        if published:
+            backend._repository(service.url).publish(number(artifact.locator))
+        put(backend, ONE, wish=Visibility.PUBLIC, previous=artifact)
+        assert backend._look(artifact.locator).is_restricted
+        changed, _ = put(backend, TWO, wish=Visibility.PUBLIC, previous=artifact)
+        assert backend._look(changed.locator).is_restricted
+        assert (
+            f"the files of {service.url}/uploads/{number(changed.locator)} were restricted by hand, and stay so"
+            in lines
+        )
+        put(backend, TWO, previous=changed, embargo=in_days(3))
+        assert backend._look(changed.locator).embargo == in_days(3)
+
+
+def test_what_nobody_could_read_is_not_called_public(service, backend):
+    artifact, _ = put(backend, ONE)
+    restrict(service, backend, artifact.locator)
+    before = service.state()
+    with pytest.raises(Unsupported, match="they would not be 'public'"):
+        backend.raise_visibility(artifact.locator, Visibility.PUBLIC)
+    assert service.state() == before
+    backend._repository(service.url).publish(number(artifact.locator))
+    with pytest.raises(Unsupported, match="they would not be 'public'"):
+        backend.raise_visibility(artifact.locator, Visibility.PUBLIC)
 
 
 def test_a_rehearsal_says_what_a_put_would_refuse_and_changes_nothing(service, tmp_path):
@@ -837,6 +923,14 @@ def test_a_draft_that_somebody_made_by_hand_is_not_deleted(service, backend):
     version = backend._look(first.locator)
     about = {**version.says["metadata"], "additional_descriptions": []}
     backend._repository(service.url).describe(version, {"metadata": about, "files": {"enabled": True}})
+    with pytest.raises(Unsupported, match="not touched"):
+        backend.delete(first.locator)
+    assert service.state().drafts.keys() == {number(first.locator)}
+
+
+def test_a_draft_whose_bundle_somebody_replaced_is_not_deleted(service, backend):
+    first, _ = put(backend, ONE)
+    service.swap(number(first.locator), TWO.archive)
     with pytest.raises(Unsupported, match="not touched"):
         backend.delete(first.locator)
     assert service.state().drafts.keys() == {number(first.locator)}

@@ -60,6 +60,8 @@ DOI_ORG: Final = "https://doi.org"
 VERIFIER_NAME: Final = "verify_bundle.py"
 
 _OURS: Final = {BUNDLE_NAME, MANIFEST_NAME, VERIFIER_NAME}
+_OF_ONE_VERSION: Final = {"publication_date", "version"}
+"""What InvenioRDM does not take over into the draft of the next version."""
 _BASES: Final = {"5281": ZENODO, "5072": SANDBOX}
 _PREFIXES: Final = {base: f"10.{prefix}" for prefix, base in _BASES.items()}
 _LOCATOR: Final = re.compile(r"(?P<base>https?://[^?#\s]+)/(?P<id>[0-9a-z-]{1,40})")
@@ -225,9 +227,8 @@ class Zenodo(HttpReader):
                 with _still_there(found):
                     return _artifact(self._closed(job, found)), False
             version = found or self._create(job)
-            on_reserved(_locator(version))
             with _still_there(version):
-                return self._fill(job, version, fresh=found is None), True
+                return self._fill(job, version, on_reserved, fresh=found is None), True
 
     def rehearse(self, new: NewArtifact, size: int | None) -> None:
         """Raises what a put would before it sends anything; a `size` of None is not known."""
@@ -282,21 +283,22 @@ class Zenodo(HttpReader):
         self.context.warn(f"this becomes a new version of {escape(known.doi or known.url)} ('{title}')")
         draft = job.repository.new_version(known.id)
         if not job.is_in(draft):
-            job.require_way(draft, fresh=True)
+            job.require_way(draft, of=known)
         return draft
 
     def _known(self, job: _Job, resume: Locator | None) -> Version | None:
         """Returns the version that this checkpoint, or this process, led to before."""
         previous = job.new.previous
-        for locator in (resume, previous.locator if previous else None):
+        made = self._made.get(job.source.archive_sha256)
+        ours = Locator(f"{job.repository.base}/{made}") if made else None
+        for locator in (resume, previous.locator if previous else None, ours):
             base, number = _parts(locator) if locator else ("", "")
             found = job.seek(number) if base == job.repository.base else None
             if found:
                 if not job.is_in(found):
                     job.require_way(found)
                 return found
-        number = self._made.get(job.source.archive_sha256, "")
-        return job.seek(number) if number else None
+        return None
 
     def _search(self, job: _Job, *, patiently: bool) -> tuple[list[Version], list[Version]]:
         """Searches for this bundle, whole or on its way: what an earlier run left and nobody noted."""
@@ -305,7 +307,7 @@ class Zenodo(HttpReader):
             numbers = job.repository.mine(*job.digests())
             found = [version for number in numbers if (version := job.seek(number))]
             whole = [version for version in found if job.is_in(version)]
-            begun = [v for v in found if not v.published and v.note and v.note.run and v not in whole]
+            begun = [v for v in found if _is_begun(v) and v not in whole]
             if whole or begun:
                 return whole, begun
             if pause:
@@ -323,7 +325,9 @@ class Zenodo(HttpReader):
         self._made[digest] = version.id
         return version
 
-    def _fill(self, job: _Job, version: Version, *, fresh: bool) -> Artifact:
+    def _fill(
+        self, job: _Job, version: Version, on_reserved: Callable[[Locator], None], *, fresh: bool
+    ) -> Artifact:
         """Makes a draft hold the bundle; its note changes first, so that nothing half-done looks whole."""
         repository, source = job.repository, job.source
         begun = bool(version.note and version.note.archive_sha256 == source.archive_sha256)
@@ -334,10 +338,13 @@ class Zenodo(HttpReader):
                     "a paper that prints that digest has to print the new one"
                 )
             version = repository.describe(version, job.description(job.unfinished(), version))
+        on_reserved(_locator(version))
         job.require_valid(version)
+        if job.stays_closed(version):
+            self.context.warn(f"the files of {version.url} were restricted by hand, and stay so")
         version = self._reserved(repository, version)
         there = repository.files(version.id)
-        for name in there.keys() - _OURS:
+        for name in there.keys() - _OURS:  # none, or --replace
             repository.drop(version.id, name)
         bundle = _send_bundle(job, version, there.get(BUNDLE_NAME), begun=begun)
         files = {BUNDLE_NAME: bundle}
@@ -377,9 +384,14 @@ class Zenodo(HttpReader):
     def _raise_visibility(self, locator: Locator, target: Visibility) -> Visibility:
         repository, version = self._repository(_parts(locator)[0]), self._look(locator)
         _artifact(version)
+        if target is Visibility.STAGED and not version.published:
+            return target
+        if version.is_closed:
+            raise Unsupported(
+                f"the files of {version.url} are restricted, and not until a day: they would not be '{target}'",
+                hint="open them on that page, then run this again",
+            )
         if not version.published:
-            if target is Visibility.STAGED:
-                return target
             self._publish(repository, version)
         slugs = [self.settings.community, *(version.note.communities if version.note else ())]
         for slug in dict.fromkeys(slug for slug in slugs if slug):
@@ -431,9 +443,10 @@ class Zenodo(HttpReader):
                     f"{version.url} is published, and stays",
                     hint="its owner can ask the repository to withdraw it, for some days on the record's own page",
                 )
-            if version.note is None or (version.note.run and version.files.keys() - _OURS):
+            if not (_is_begun(version) or version.digests) or _foreign(version):
+                others = f" ({_names(_foreign(version))})" if _foreign(version) else ""
                 raise Unsupported(
-                    f"{version.url} is no draft of this program's making alone; it was not touched",
+                    f"{version.url} is no draft of this program's making alone{others}; it was not touched",
                     hint="delete it in the browser",
                 )
             self._repository(base).discard(number)
@@ -489,7 +502,13 @@ class _Plan:
         """
         own = version.dois if version else ()
         metadata = record_metadata(self._facts, notes=str(note), today=_today(), own=own)
-        return {"access": _access(self.until(version)), "files": {"enabled": True}, "metadata": metadata}
+        record = version.audience if version else "public"
+        access = _access(self.until(version), record, closed=self.stays_closed(version))
+        return {"access": access, "files": {"enabled": True}, "metadata": metadata}
+
+    def stays_closed(self, version: Version | None) -> bool:
+        """Says whether files restricted in the browser stay so: only a day that is wished for opens them."""
+        return version is not None and version.is_closed and _ahead(self.new.embargo) is None
 
     def until(self, version: Version | None) -> date | None:
         """Returns until when the files are to be closed: as wished for, else as they are by now."""
@@ -532,38 +551,37 @@ class _Job(_Plan):
         there = version.digests
         return bool(there and {there.archive_sha256, there.bundle_sha256}.intersection(self.digests()))
 
-    def require_way(self, version: Version, *, fresh: bool = False) -> None:
+    def require_way(self, version: Version, *, of: Version | None = None) -> None:
         """Sees to it that only what this checkpoint stored itself gives way, or has a successor.
 
-        That a record names a place is no proof: records come with downloads. What a draft says of itself is.
+        That a record names a place is no proof: records come with downloads. What is there has to say that it is
+        an unfinished upload, or the very archive that the record tells of. The digest of a draft's bundle may be
+        printed already; that of its archive is not.
 
         Args:
             version: What would give way.
-            fresh: It was opened as the next version of what had to pass this before.
+            of: The published version of which this is the next, if it was opened as that.
 
         Raises:
             AlreadyExists: Something else is there.
         """
-        previous, there, note = self.new.previous, version.digests, version.note
         if self.new.replace:
             return
-        if not version.published and not version.files.keys() - _OURS:
-            begun = note and (note.run or not version.bundle)
-            if begun or (fresh and not version.files):
-                return
-        if (
-            there
-            and previous
-            and (there.archive_sha256 == previous.archive_sha256 or there.bundle_sha256 == previous.bundle_sha256)
-        ):
-            return
-        named = previous is not None and previous.locator == _locator(version)
-        if version.published and there is None and named:
-            return  # its description was edited; a new version takes nothing away
-        raise AlreadyExists(
-            f"{version.url} holds something else than what was published from here; it was not touched",
-            hint="look at it; --replace lets this take its place",
-        )
+        previous, note = self.new.previous, version.note
+        if _foreign(version) and not version.published:
+            gives_way = False
+        elif of is not None:
+            gives_way = _is_begun(version) or _is_untouched(version, of)
+        else:
+            there = note if version.digests or not (version.published or version.bundle) else None
+            known = previous and there and previous.archive_sha256 == there.archive_sha256
+            gives_way = _is_begun(version) or bool(known)
+        if not gives_way:
+            what = f" ({_names(_foreign(version))})" if _foreign(version) else ""
+            raise AlreadyExists(
+                f"{version.url} holds something else than what was published from here{what}; it was not touched",
+                hint="look at it; --replace lets this take its place",
+            )
 
     def unfinished(self) -> Note:
         """What the draft says while its files are being sent."""
@@ -667,7 +685,7 @@ def _artifact(version: Version) -> Artifact:
         raise Unsupported(f"{version.url}: there is no archive in this record")
     digests = version.digests
     level = Visibility.PUBLIC if version.published else Visibility.STAGED
-    closed = version.published and version.is_restricted and not version.embargo  # by other hands, for good
+    closed = version.published and version.is_closed
     return Artifact(
         _locator(version),
         bundle.size,
@@ -679,10 +697,10 @@ def _artifact(version: Version) -> Artifact:
     )
 
 
-def _access(until: date | None, record: str = "public") -> dict[str, Any]:
-    """Returns who may see what; without a day, the files are open."""
+def _access(until: date | None, record: str = "public", *, closed: bool = False) -> dict[str, Any]:
+    """Returns who may see what; without a day, the files are open, or closed for good."""
     if until is None:
-        return {"record": record, "files": "public"}
+        return {"record": record, "files": "restricted" if closed else "public"}
     return {"record": record, "files": "restricted", "embargo": {"active": True, "until": until.isoformat()}}
 
 
@@ -700,19 +718,43 @@ def _invalid(version: Version, problems: Iterable[str]) -> InvalidConfiguration:
 
 def _as_it_is(version: Version, until: date | None) -> dict[str, Any]:
     """Returns a draft's description as it is, with another embargo or none."""
-
-    def as_input(value: Any) -> Any:
-        # An entry of a vocabulary comes with its titles, and goes without.
-        if isinstance(value, dict):
-            return {"id": value["id"]} if "id" in value else {key: as_input(item) for key, item in value.items()}
-        return [as_input(item) for item in value] if isinstance(value, list) else value
-
     return {
         "access": _access(until, record=version.audience),
         "files": {"enabled": True},
         "custom_fields": version.says.get("custom_fields") or {},
-        "metadata": as_input(version.says["metadata"]),
+        "metadata": _as_input(version.says["metadata"]),
     }
+
+
+def _as_input(value: Any) -> Any:
+    # An entry of a vocabulary comes with its titles, and goes without.
+    if isinstance(value, dict):
+        return {"id": value["id"]} if "id" in value else {key: _as_input(item) for key, item in value.items()}
+    return [_as_input(item) for item in value] if isinstance(value, list) else value
+
+
+def _foreign(version: Version) -> set[str]:
+    """Returns the names of files that a put did not store."""
+    return version.files.keys() - _OURS
+
+
+def _is_begun(version: Version) -> bool:
+    """Says whether this is an unfinished upload, and nothing besides."""
+    return not version.published and bool(version.note and version.note.run) and not _foreign(version)
+
+
+def _is_untouched(draft: Version, of: Version) -> bool:
+    """Says whether the draft of a next version is as the repository makes it: nobody's work is lost with it."""
+    now, then = (
+        {key: value for key, value in version.says["metadata"].items() if key not in _OF_ONE_VERSION}
+        for version in (draft, of)
+    )
+    return not draft.files and _as_input(now) == _as_input(then)
+
+
+def _names(files: Iterable[str]) -> str:
+    first = sorted(files)[:5]
+    return ", ".join(f"'{escape(name)}'" for name in first) + (", …" if len(first) < len(set(files)) else "")
 
 
 def _from_file(settings: ZenodoSettings) -> dict[str, Any]:

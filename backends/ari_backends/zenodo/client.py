@@ -140,6 +140,11 @@ class Version:
         return None
 
     @property
+    def is_closed(self) -> bool:
+        """Whether its owner restricted the files, and not until a day."""
+        return self.is_restricted and self.embargo is None
+
+    @property
     def problems(self) -> list[str]:
         """What the repository would not publish, apart from files that are missing yet."""
         return [f"{field}: {text}" for field, text in _errors(self.says) if field != _NO_FILES]
