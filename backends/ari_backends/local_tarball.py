@@ -228,6 +228,21 @@ class LocalTarball(Backend):
             make_folder(out, _ANOTHER)
             return out
 
+    def rehearse(self, new: NewArtifact, bundle_sha256: str, size: int | None) -> None:  # noqa: ARG002 - any size
+        """Raises what a put would if something else is there, as far as the head of its archive tells.
+
+        Raises:
+            AlreadyExists: Something else is there, from elsewhere.
+            AriError: As the system says.
+        """
+        with self._errors():
+            out = self._out()
+            found = _Existing.at(out / BUNDLE_NAME) if out.is_dir() else None  # else a put creates it
+            if found is None or found.claims(bundle_sha256):
+                return
+            if new.previous is None or not is_same(Path(new.previous.locator), found.path):  # else a put reads it
+                self._require_right_of_way(found, new)
+
     def local_path(self, locator: Locator) -> Path:
         """Returns where the archive is.
 
@@ -309,6 +324,15 @@ class _Existing:
             return _manifest_in(self.path)
         except VerificationError:
             return None
+
+    def claims(self, bundle_sha256: str) -> bool:
+        """Says whether this calls itself that bundle."""
+        from ari_core.manifest import parse_manifest  # noqa: PLC0415 - reading needs none of it
+
+        with suppress(VerificationError):
+            manifest = parse_manifest(self.manifest, Limits.from_environment()) if self.manifest else None
+            return manifest is not None and manifest.bundle_sha256 == bundle_sha256
+        return False
 
     def is_same(self, source: Source) -> bool:
         """Says whether this is the archive, or a sound archive of the bundle, that `source` claims to be."""

@@ -592,8 +592,8 @@ class OpensWhatNobodySpeaksOf(ShowcaseBackend):
 
 @plant("test_description")
 class WantsWholeNames(ShowcaseBackend):
-    def rehearse(self, new, size):
-        super().rehearse(new, size)
+    def rehearse(self, new, bundle_sha256, size):
+        super().rehearse(new, bundle_sha256, size)
         "; ".join(creator["name"] for creator in new.description["creators"])
 
 
@@ -606,7 +606,7 @@ class CutsTheTitle(ShowcaseBackend):
 
 @plant("test_description_that_says_nothing")
 class StumblesOverAMissingTitle(ShowcaseBackend):
-    def rehearse(self, new, size):
+    def rehearse(self, new, bundle_sha256, size):
         new.description["title"].strip()
 
 
@@ -619,8 +619,8 @@ class LooksAtTheTitleTooLate(ShowcaseBackend):
 
 @plant("test_rehearsal")
 class RehearsesForReal(ShowcaseBackend):
-    def rehearse(self, new, size):
-        super().rehearse(new, size)
+    def rehearse(self, new, bundle_sha256, size):
+        super().rehearse(new, bundle_sha256, size)
         bundle = make_bundle()
         stored = Stored(bundle.archive, bundle.manifest, bundle.bundle_sha256, new.created)
         self.space.items.setdefault(bundle.archive_sha256, stored)
@@ -629,10 +629,10 @@ class RehearsesForReal(ShowcaseBackend):
 @plant("test_rehearsal")
 class RehearsesNothing(ShowcaseBackend):
     def _put(self, source, new, resume, on_reserved):
-        super().rehearse(new, source.size)
+        super().rehearse(new, "", source.size)
         return super()._put(source, new, resume, on_reserved)
 
-    def rehearse(self, new, size):
+    def rehearse(self, new, bundle_sha256, size):
         pass
 
 

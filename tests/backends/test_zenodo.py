@@ -6,6 +6,7 @@ import json
 import re
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 from support.httpd import Server
@@ -719,14 +720,14 @@ def test_a_rehearsal_says_what_a_put_would_refuse_and_changes_nothing(service, t
         ({}, 10**12, QuotaExceeded, "1000000000000 bytes"),
     ]
     with zenodo(service) as backend:
-        rehearse = backend.optional(SupportsRehearsal).rehearse
+        rehearse = partial(backend.optional(SupportsRehearsal).rehearse, bundle_sha256=ONE.bundle_sha256)
         for more, size, error, why in refused:
             with pytest.raises(error, match=why):
-                rehearse(new(**more), size)
+                rehearse(new(**more), size=size)
         for size in None, 0, len(ONE.archive):
-            rehearse(new(embargo=in_days(30)), size)
+            rehearse(new(embargo=in_days(30)), size=size)
     with zenodo(service, token=None) as backend, pytest.raises(AccessDenied, match="needs a token"):
-        backend.optional(SupportsRehearsal).rehearse(new(), None)
+        backend.optional(SupportsRehearsal).rehearse(new(), ONE.bundle_sha256, None)
     assert service.seen == []
 
 

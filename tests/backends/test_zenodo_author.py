@@ -8,9 +8,10 @@ from support.zenodo import Zenodo as Service
 from support.zenodo_backend import zenodo
 
 from ari_backends._claims import doi_of
-from ari_core import curate, delete, promote, publish
+from ari_core import clone, curate, delete, mirror, promote, publish
 from ari_core.cli.authoring import _deleted, _promoted
-from ari_core.errors import InvalidConfiguration, NotFound
+from ari_core.errors import AlreadyExists, InvalidConfiguration, NotFound, Unsupported, VerificationError
+from ari_core.record import read_record, write_record
 from ari_core.workflows.backends import check_backend
 
 
@@ -116,6 +117,44 @@ def test_a_bundle_that_takes_the_place_of_another_says_whose_digest_is_void(serv
     (told,) = (line for line in done.warnings if "takes the place" in line)
     assert first.bundle_sha256 in told
     assert "a paper that prints that digest has to print the new one" in told
+
+
+def test_what_does_not_verify_takes_no_place_in_a_draft(service, study, tmp_path):
+    lab = {"root": str(tmp_path / "lab")}
+    (tmp_path / "lab").mkdir()
+    first = publish(study, backend="filesystem-registry", options=lab).record
+    mirror(str(study), "zenodo")
+    change(study, 2)
+    second = publish(study, backend="filesystem-registry", options=lab).record
+    stored = tmp_path / "lab/artifacts" / second.ref.rstrip("/").rpartition("/")[2] / "bundle.tar.gz"
+    data = bytearray(stored.read_bytes())
+    data[-30] ^= 1
+    stored.write_bytes(data)
+    before = service.state()
+    with pytest.raises(VerificationError):
+        mirror(str(study), "zenodo")
+    assert service.state() == before
+    (draft,) = before.drafts
+    ref = f"zenodo+{service.url}/records/{draft}"
+    assert clone(ref, tmp_path / "copy", expect_sha256=first.bundle_sha256).anchored_by == "paper"
+
+
+def test_a_dry_run_sees_what_is_in_the_way_and_what_cannot_be_deleted(service, study, tmp_path):
+    publish(study, backend="zenodo")
+    promote(study, target="public")
+    before = service.state()
+    with pytest.raises(Unsupported, match="only what is not published"):
+        delete(study, dry_run=True)
+    with pytest.raises(Unsupported, match="is published, and stays"):
+        delete(study)
+    record = read_record(study)
+    assert publish(study, backend="zenodo", dry_run=True).dry_run  # the very bundle is no hindrance
+    write_record(study, record.model_copy(update={"archive_sha256": "0" * 64, "history": []}))
+    change(study, 2)
+    for dry_run in True, False:
+        with pytest.raises(AlreadyExists, match="not touched"):
+            publish(study, backend="zenodo", dry_run=dry_run)
+    assert service.state() == before
 
 
 def test_what_is_lacking_is_said_with_every_way_to_say_it(service, study):

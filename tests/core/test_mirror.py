@@ -2,10 +2,11 @@
 
 import hashlib
 import importlib
+import itertools
 import json
 import shutil
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from gzip import decompress
 
@@ -167,7 +168,7 @@ class Particular(Levels, Describing):
         super().__init__(name)
         self.rehearsed = []
 
-    def rehearse(self, new, size):
+    def rehearse(self, new, bundle_sha256, size):
         self.rehearsed.append((new, size))
         if new.wish and new.wish not in self.capabilities.levels:
             raise Unsupported(f"no level '{new.wish}' here")
@@ -175,7 +176,7 @@ class Particular(Levels, Describing):
             raise InvalidConfiguration("it would not publish this: there is no title")
 
     def _put(self, source, new, resume, on_reserved):
-        self.rehearse(new, source.size)
+        self.rehearse(new, "", source.size)
         return super()._put(source, new, resume, on_reserved)
 
 
@@ -750,6 +751,29 @@ def test_what_was_begun_is_written_down_resumed_and_forgotten(stores, checkpoint
     assert [line["backend"] for line in read_record(checkpoint).pending_copies] == ["c"]
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_two_programs_at_once_begin_in_one_place_only(stores, checkpoint, finished):
+    class Slow(Store):
+        def _put(self, source, new, resume, on_reserved):
+            if not self.seen:
+                self.seen.append(None)
+                with suppress(Unavailable):
+                    mirror(str(checkpoint), "r", checkpoint=checkpoint)
+                on_reserved(Locator("reserved-2"))
+            on_reserved(Locator("reserved-1"))
+            if not finished:
+                raise Unavailable("down")
+            return MemoryBackend._put(self, source, new, resume, lambda _locator: None)
+
+    stores("r", Slow)
+    publish(checkpoint)
+    with pytest.raises(AlreadyExists, match="another `ari` began to store from this checkpoint in 'r'"):
+        mirror(str(checkpoint), "r", checkpoint=checkpoint)
+    record = read_record(checkpoint)
+    assert len(record.copies) == finished
+    assert [begun["locator"] for begun in record.pending_copies] == ([] if finished else ["reserved-1"])
+
+
 def test_what_was_begun_elsewhere_is_not_forgotten_by_a_publication(stores, checkpoint):
     """A reserved name that nobody knows of is a draft left over for ever."""
     begun, _ = stores("z", Reserving), stores("a")
@@ -902,6 +926,30 @@ def test_the_author_s_own_words_come_first_and_are_streamed_along(stores, tmp_pa
     description = told.seen[-1][0].description
     assert (description["title"], description["creators"][0]["given"]) == ("From publish.yaml", "Ada")
     assert done.checkpoint == folder
+
+
+def test_what_a_copy_s_manifest_says_of_licence_and_visibility_counts_only_where_nothing_better_is_known(
+    stores, tmp_path, place
+):
+    told = stores("z", Describing)
+    folder = make_checkpoint(
+        tmp_path / "mine", [("CITATION.cff", CFF), ("publish.yaml", "include: ['*.cff']\nlicense: MIT\n")]
+    )
+    publish(folder)
+    files = {path.name: path.read_bytes() for path in (folder / "ear_published").iterdir()}
+    del files[MANIFEST]
+    says = {"license": "CC0-1.0", "visibility": "public"}  # the digest is the same
+    copy = str(tmp_path / "copy.tar.gz")
+    assert make_bundle(tmp_path / "copy.tar.gz", files, says).bundle_sha256 == read_record(folder).bundle_sha256
+    lines = []
+    for source, dry_run in itertools.product((copy, f"{copy}.tree"), (True, False)):
+        mirror(source, "z", checkpoint=folder, dry_run=dry_run, warn=lines.append)
+    assert told.seen[-1][0].description["license"] == "MIT"
+    assert not [line for line in lines if "digest" in line]
+    mirror(copy, "z", warn=lines.append)
+    assert told.seen[-1][0].description["license"] == "CC0-1.0"
+    (line,) = (line for line in lines if "digest" in line)
+    assert "that the bundle has license 'CC0-1.0' and visibility 'public' stands in its manifest.lock" in line
 
 
 def test_a_description_that_is_wrong_keeps_that_copy_from_being_made(stores, tmp_path, place):

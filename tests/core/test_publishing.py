@@ -22,6 +22,7 @@ from ari_core.errors import (
     ConfigurationError,
     CurationError,
     LocalPermissionError,
+    NotFound,
     ReadOnly,
     Unavailable,
     UnknownBackend,
@@ -138,9 +139,11 @@ def test_somebody_elses_bundle_is_in_the_way(checkpoint, tmp_path):
     other = another_author(tmp_path)
     out = {"out": str(tmp_path / "out")}
     theirs = publish(other, options=out).record
-    with pytest.raises(AlreadyExists) as caught:
-        publish(checkpoint, options=out)
-    assert "--replace" in f"{caught.value.message} {caught.value.hint}"
+    for dry_run in True, False:
+        with pytest.raises(AlreadyExists) as caught:
+            publish(checkpoint, options=out, dry_run=dry_run)
+        assert "--replace" in f"{caught.value.message} {caught.value.hint}"
+    assert publish(other, options=out, dry_run=True).dry_run  # the very bundle is no hindrance
     assert not (checkpoint / "publish_record.json").exists()
     assert clone(theirs.ref, tmp_path / "copy", expect_sha256=theirs.bundle_sha256)
     mine = publish(checkpoint, options=out, replace=True).record
@@ -417,6 +420,15 @@ def test_a_dry_run_deletes_nothing(checkpoint, monkeypatch, how):
     if how == "environment":
         monkeypatch.setenv("ARI_PUBLISH_DRYRUN", "1")
     assert delete(checkpoint, dry_run=how == "flag").record.ref
+    assert contents(checkpoint) == before
+
+
+def test_a_dry_run_promotes_nothing_that_is_gone(checkpoint):
+    publish(checkpoint)
+    (checkpoint / "bundle.tar.gz").unlink()
+    before = contents(checkpoint)
+    with pytest.raises(NotFound, match=r"bundle\.tar\.gz"):
+        promote(checkpoint, target="public", dry_run=True)
     assert contents(checkpoint) == before
 
 

@@ -247,12 +247,12 @@ class ShowcaseBackend(MemoryBackend):
     capabilities = replace(MemoryBackend.capabilities, embargo=True)
     describes = True
 
-    def rehearse(self, new, size):
+    def rehearse(self, new, bundle_sha256, size):
         if not new.description.get("title"):
             raise InvalidConfiguration("it has no title")
 
     def _put(self, source, new, resume, on_reserved):
-        self.rehearse(new, source.size)
+        self.rehearse(new, "", source.size)
         artifact, created = super()._put(source, new, resume, on_reserved)
         if not created:
             artifact = self._closed(artifact.locator, new)

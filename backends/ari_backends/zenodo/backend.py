@@ -217,7 +217,7 @@ class Zenodo(HttpReader):
         self, source: Source, new: NewArtifact, resume: Locator | None, on_reserved: Callable[[Locator], None]
     ) -> tuple[Artifact, bool]:
         self._require_token()
-        job = _Job(self._repository(self.settings.base), source, new, self.settings)
+        job = _Job(self._repository(self.settings.base), new, self.settings, source)
         self._look_up(job.communities)
         with self._lock:
             turn = self._turns[source.archive_sha256]
@@ -230,10 +230,12 @@ class Zenodo(HttpReader):
             with _still_there(version):
                 return self._fill(job, version, on_reserved, fresh=found is None), True
 
-    def rehearse(self, new: NewArtifact, size: int | None) -> None:
+    def rehearse(self, new: NewArtifact, bundle_sha256: str, size: int | None) -> None:
         """Raises what a put would before it sends anything; a `size` of None is not known."""
         self._require_token()
-        self._look_up(_Plan(new, size, self.settings).communities)
+        plan = _Plan(self._repository(self.settings.base), new, self.settings, bundle_sha256, size)
+        self._look_up(plan.communities)
+        self._known(plan, None)
 
     def _look_up(self, slugs: Iterable[str]) -> None:
         """Looks once for each community: what is mistyped would show after publishing only, which is for good."""
@@ -286,10 +288,10 @@ class Zenodo(HttpReader):
             job.require_way(draft, of=known)
         return draft
 
-    def _known(self, job: _Job, resume: Locator | None) -> Version | None:
+    def _known(self, job: _Plan, resume: Locator | None) -> Version | None:
         """Returns the version that this checkpoint, or this process, led to before."""
         previous = job.new.previous
-        made = self._made.get(job.source.archive_sha256)
+        made = next((self._made[digest] for digest in job.digests() if digest in self._made), None)
         ours = Locator(f"{job.repository.base}/{made}") if made else None
         for locator in (resume, previous.locator if previous else None, ours):
             base, number = _parts(locator) if locator else ("", "")
@@ -453,13 +455,22 @@ class Zenodo(HttpReader):
 
 
 class _Plan:
-    """What the repository will be told of a bundle.
+    """What the repository will be told of a bundle, and what may give way to it.
 
     Attributes:
+        repository: Where.
+        new: What was given with the bundle.
         communities: Where it is to be submitted.
     """
 
-    def __init__(self, new: NewArtifact, size: int | None, settings: ZenodoSettings) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        new: NewArtifact,
+        settings: ZenodoSettings,
+        bundle_sha256: str = "",
+        size: int | None = None,
+    ) -> None:
         """Checks all that can be checked before anything is sent.
 
         Raises:
@@ -468,7 +479,7 @@ class _Plan:
             InvalidConfiguration: The description is not one that could be published.
             ConfigurationError: It is not one at all.
         """
-        self.new = new
+        self.repository, self.new, self._bundle_sha256 = repository, new, bundle_sha256
         if new.wish in {Visibility.UNLISTED, Visibility.PRIVATE_TOKEN}:
             raise Unsupported(
                 f"Zenodo has no level '{new.wish}': a published record is in its catalogue for ever",
@@ -516,20 +527,6 @@ class _Plan:
             return _ahead(self.new.embargo)
         return _ahead(version.embargo)
 
-
-class _Job(_Plan):
-    """What one put is about.
-
-    Attributes:
-        run: Names this put in the draft, so that two that fill the same draft notice each other.
-    """
-
-    def __init__(self, repository: Repository, source: Source, new: NewArtifact, settings: ZenodoSettings) -> None:
-        """Checks as `_Plan` does."""
-        super().__init__(new, source.size, settings)
-        self.repository, self.source = repository, source
-        self.run = uuid.uuid4().hex
-
     def seek(self, number: str) -> Version | None:
         """Returns a version if it is there.
 
@@ -542,9 +539,7 @@ class _Job(_Plan):
 
     def digests(self) -> list[str]:
         """Returns the digests by which a version that holds it can be known."""
-        with suppress(BackendBug):  # a source that learns it at its end
-            return [self.source.archive_sha256, self.source.bundle_sha256]
-        return [self.source.archive_sha256]
+        return [self._bundle_sha256]
 
     def is_in(self, version: Version) -> bool:
         """Says whether a version holds this very bundle, perhaps in another packing."""
@@ -582,6 +577,27 @@ class _Job(_Plan):
                 f"{version.url} holds something else than what was published from here{what}; it was not touched",
                 hint="look at it; --replace lets this take its place",
             )
+
+
+class _Job(_Plan):
+    """What one put is about.
+
+    Attributes:
+        source: The archive.
+        run: Names this put in the draft, so that two that fill the same draft notice each other.
+    """
+
+    def __init__(self, repository: Repository, new: NewArtifact, settings: ZenodoSettings, source: Source) -> None:
+        """Checks as `_Plan` does."""
+        super().__init__(repository, new, settings, size=source.size)
+        self.source = source
+        self.run = uuid.uuid4().hex
+
+    def digests(self) -> list[str]:
+        """Returns the digests by which a version that holds it can be known."""
+        with suppress(BackendBug):  # a source that learns it at its end
+            return [self.source.archive_sha256, self.source.bundle_sha256]
+        return [self.source.archive_sha256]
 
     def unfinished(self) -> Note:
         """What the draft says while its files are being sent."""

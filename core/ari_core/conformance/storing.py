@@ -307,11 +307,14 @@ class Storing(Knobs):
         assert has
         bundle = make_bundle()
         for size in None, len(bundle.archive):
-            has.rehearse(self.new(backend), size)
+            has.rehearse(self.new(backend), bundle.bundle_sha256, size)
         assert backend.put(bundle.source(), self.new(backend))[1], "the rehearsal was for real"
         bare = self.new(backend, description={})
-        outcomes = []
-        for call in (lambda: has.rehearse(bare, None)), (lambda: backend.put(make_bundle(seed=2).source(), bare)):
+        outcomes, other = [], make_bundle(seed=2)
+        for call in (
+            lambda: has.rehearse(bare, other.bundle_sha256, None),
+            lambda: backend.put(other.source(), bare),
+        ):
             try:
                 call()
                 outcomes.append("")

@@ -54,11 +54,12 @@ class SupportsWorkdir(Protocol):
 class SupportsRehearsal(Protocol):
     """Says beforehand that an artifact would not be taken: before it is packed, and in dry runs."""
 
-    def rehearse(self, new: NewArtifact, size: int | None) -> None:
+    def rehearse(self, new: NewArtifact, bundle_sha256: str, size: int | None) -> None:
         """Raises what a put of this would raise before it sends anything; changes nothing.
 
         Args:
             new: What would go with it.
+            bundle_sha256: Of what would be stored: where that very bundle is already, nothing is in the way.
             size: Bytes of the archive, if that is known yet.
 
         Raises:

@@ -24,6 +24,7 @@ from ari_core.contract import (
     Visibility,
 )
 from ari_core.errors import (
+    AlreadyExists,
     AriError,
     IntegrityError,
     NotFound,
@@ -337,7 +338,7 @@ def previous_place(store: Backend, record: Record | None, *first: str) -> Artifa
 # -- storing -----------------------------------------------------------------------------------------------------
 
 
-def rehearse(target: Target, new: NewArtifact, size: int | None = None) -> None:
+def rehearse(target: Target, new: NewArtifact, bundle_sha256: str, size: int | None = None) -> None:
     """Asks a store whether it would take what is not packed yet, if the store can tell.
 
     Raises:
@@ -345,7 +346,7 @@ def rehearse(target: Target, new: NewArtifact, size: int | None = None) -> None:
     """
     rehearsing = target.store.optional(SupportsRehearsal)
     if rehearsing is not None:
-        rehearsing.rehearse(new, size)
+        rehearsing.rehearse(new, bundle_sha256, size)
 
 
 def store_noting(
@@ -366,11 +367,32 @@ def store_noting(
     record = read_record(checkpoint) if checkpoint else None
 
     def note(locator: Locator) -> None:
-        if checkpoint is not None:
-            begun = {**target.place(locator), "bundle_sha256": source.bundle_sha256, "since": now()}
-            change_record(checkpoint, lambda record: record.with_pending(begun, is_copy=is_copy))
+        if checkpoint is None:
+            return
+        begun = {**target.place(locator), "bundle_sha256": source.bundle_sha256, "since": now()}
+
+        def change(present: Record) -> Record:
+            if others := _places_of(present, target) - _places_of(record, target) - {str(locator)}:
+                raise AlreadyExists(
+                    f"another `ari` began to store from this checkpoint in '{target.name}' meanwhile, at "
+                    f"{quoted(min(others))}; what this one began is {quoted(locator)}",
+                    hint="wait until that one has ended, then run this again",
+                )
+            return present.with_pending(begun, is_copy=is_copy)
+
+        change_record(checkpoint, change)
 
     return target.store.put(source, new, resume=_resume(record, target), on_reserved=note)
+
+
+def _places_of(record: Record | None, target: Target) -> set[str]:
+    """Returns where in such a store something was stored or begun."""
+    if record is None:
+        return set()
+    begun = [(line.get("backend"), line.get("profile"), line.get("locator")) for line in record.unfinished()]
+    done = [(place.backend, place.profile, place.ref) for place in record.places()]
+    own = (target.store.name, target.profile)
+    return {str(where) for *whose, where in (*begun, *done) if tuple(whose) == own}
 
 
 def _resume(record: Record | None, target: Target) -> Locator | None:
@@ -413,6 +435,7 @@ def make_copy(
     source: Source | None,
     terms: Terms,
     *,
+    bundle_sha256: str,
     wish: str | None,
     description: Mapping[str, Any],
     size: int | None = None,
@@ -423,6 +446,7 @@ def make_copy(
         target: Where; `Target.ready` was called.
         source: The archive. What it raises passes through. None: only find out whether the store would take it.
         terms: How.
+        bundle_sha256: Of the archive.
         wish: What the author wants in the end, if that is known. A level that this store does not have is not
             wished for there: the copy stays staged.
         description: For `NewArtifact`.
@@ -446,7 +470,7 @@ def make_copy(
     )
     if source is not None:
         return _Copying(target, source, terms, wish, new).run(record)
-    rehearse(target, new, size)
+    rehearse(target, new, bundle_sha256, size)
     return Copy(target.name, target.store.name)
 
 

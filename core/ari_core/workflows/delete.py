@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ari_core.contract import Locator
-from ari_core.errors import AriError, CheckpointNotFoundError, NotFound, UsageError
+from ari_core.contract import Backend, Locator, Visibility
+from ari_core.errors import AriError, CheckpointNotFoundError, NotFound, Unsupported, UsageError
 from ari_core.names import quoted
 from ari_core.record import Record, change_record, read_record
 from ari_core.workflows.checkpoint import find_checkpoint
@@ -168,6 +168,8 @@ def _delete(
             locator = locator or store.resolve(place.ref)
             require_own(store, locator, place)
             was_there = True
+            if dry_run and not is_begun:
+                _require_deletable(store, locator)
         if locator and not dry_run:
             store.delete(locator)
     if dry_run:
@@ -178,3 +180,17 @@ def _delete(
     else:
         change_record(checkpoint, lambda record: record.without_place(place.ref))
     return was_there
+
+
+def _require_deletable(store: Backend, locator: Locator) -> None:
+    """Checks what a rehearsal can: that a store deletes such an artifact at all.
+
+    Raises:
+        Unsupported: It does not.
+    """
+    able = store.probe().delete
+    level = store.stat(locator).visibility
+    if able == "no" or (able == "unpublished" and level is not Visibility.STAGED):
+        raise Unsupported(
+            f"'{store.name}' deletes {'nothing' if able == 'no' else 'only what is not published'}; it stays"
+        )

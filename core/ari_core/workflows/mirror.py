@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,12 +38,14 @@ from ari_core.verifying import VerifyingSource
 from ari_core.wish import check_wish, why_not
 from ari_core.workflows.checkpoint import PUBLISHED, find_checkpoint
 from ari_core.workflows.copies import (
+    COPIED,
     Copy,
     Target,
     Terms,
     make_copy,
     open_targets,
     partly_done,
+    previous_place,
     require_no_embargo,
     split_options,
 )
@@ -282,9 +284,8 @@ class _Mirroring:
                 opened.expected.check(report)
             files = cited.read() if cited else {}
         repacked = report.form != "tar.gz"
-        self._to_each(
-            ((target, None) for target in ready), report.manifest, files, None if repacked else report.archive_size
-        )
+        size = None if repacked else report.archive_size
+        self._to_each([(target, None) for target in ready], report.manifest, files, size)
         return _Sent(report.manifest, report.archive_sha256, repacked=repacked)
 
     # -- verifying while passing on ------------------------------------------------------------------------------
@@ -300,6 +301,8 @@ class _Mirroring:
             return None
         (target,) = ready
         checkpoint, record = self._places.of(bundle)
+        if self._terms.replace or _displaces(target, record, bundle):
+            return None  # nothing gives way to what turns out not to verify
         told: dict[str, Any] = {}
         wish = record.wish if record else None
         if target.store.describes or target.able.embargo or self._terms.visibility:
@@ -319,7 +322,7 @@ class _Mirroring:
             accept=opened.expected.check,
         )
         try:
-            self._copies[target.name] = self._copy(target, source, checkpoint, wish, told)
+            self._copies[target.name] = self._copy(target, source, bundle, checkpoint, wish, told)
         except _NotGzipError:
             return None
         return _Sent(source.report.manifest, source.archive_sha256)
@@ -329,22 +332,29 @@ class _Mirroring:
     def _from_file(self, ready: Sequence[Target]) -> _Sent:
         with self._at_hand(ready) as (source, files, manifest, repacked):
             sources = itertools.chain([source], itertools.repeat(source.to_be_read()))
-            self._to_each(zip(ready, sources, strict=False), manifest, files)
+            self._to_each(list(zip(ready, sources, strict=False)), manifest, files)
         return _Sent(manifest, source.archive_sha256, repacked=repacked)
 
     def _to_each(
         self,
-        copies: Iterable[tuple[Target, PackedFile | None]],
+        copies: Sequence[tuple[Target, PackedFile | None]],
         manifest: Manifest,
         files: Mapping[str, bytes],
         size: int | None = None,
     ) -> None:
         checkpoint, record = self._places.of(manifest.bundle_sha256)
+        # No digest covers what a manifest says of licence and visibility: the author's own copy of it counts.
+        own = _curated(checkpoint, manifest.bundle_sha256, self._terms.limits)
+        if own is None:
+            self._tell_what_no_digest_covers([target for target, _ in copies], manifest, record)
+        manifest = own or manifest
         wish = (record.wish if record else None) or _stated_wish(manifest)  # the existing tool records none
         for target, source in copies:
             try:
                 told = description(manifest, files, checkpoint, full=target.store.describes)
-                self._copies[target.name] = self._copy(target, source, checkpoint, wish, told, size)
+                self._copies[target.name] = self._copy(
+                    target, source, manifest.bundle_sha256, checkpoint, wish, told, size
+                )
             except AriError as error:
                 self._copies[target.name] = target.failed(error)
 
@@ -352,6 +362,7 @@ class _Mirroring:
         self,
         target: Target,
         source: VerifyingSource | PackedFile | None,
+        bundle_sha256: str,
         checkpoint: Path | None,
         wish: str | None,
         told: Mapping[str, Any],
@@ -362,7 +373,22 @@ class _Mirroring:
         if checkpoint is not None and source is not None:
             check_record_writable(checkpoint)  # before a copy is made that nobody knows of
         terms = dataclasses.replace(self._terms, checkpoint=checkpoint)
-        return make_copy(target, source, terms, wish=wish, description=told, size=size)
+        return make_copy(
+            target, source, terms, bundle_sha256=bundle_sha256, wish=wish, description=told, size=size
+        )
+
+    def _tell_what_no_digest_covers(
+        self, targets: Sequence[Target], manifest: Manifest, record: Record | None
+    ) -> None:
+        shown = any(target.store.describes for target in targets)
+        acted_on = shown or self._terms.visibility or any(target.able.embargo for target in targets)
+        said = {"license": shown, "visibility": acted_on and not (record and record.wish)}
+        stated = {key: manifest.publish.get(key) for key in said if said[key]}
+        if told := [f"{key} {quoted(str(value)[:100])}" for key, value in stated.items() if value]:
+            self._warn(
+                f"that the bundle has {' and '.join(told)} stands in its {MANIFEST_NAME}, and in no digest: "
+                "look whether the author says so"
+            )
 
     @contextmanager
     def _at_hand(
@@ -431,6 +457,12 @@ class _Mirroring:
 
 def _citation_files(ready: Sequence[Target], staging: Staging) -> CitationFiles | None:
     return CitationFiles(staging) if any(target.store.describes for target in ready) else None
+
+
+def _displaces(target: Target, record: Record | None, bundle_sha256: str) -> bool:
+    """Says whether a copy would take the place of another bundle that was stored from this checkpoint."""
+    previous = previous_place(target.store, record, COPIED)
+    return previous is not None and previous.bundle_sha256 != bundle_sha256
 
 
 def _curated(checkpoint: Path | None, bundle_sha256: str, limits: Limits) -> Manifest | None:

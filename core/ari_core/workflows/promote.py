@@ -189,19 +189,18 @@ class _Promotion:
             self._wish, able, hint="promote it on that day, or publish again with another --visibility"
         )
         kept = None
-        if able.embargo or not self.dry_run:
-            try:
-                locator = store.resolve(place.ref)
-                # What is gone cannot be promoted, and what is another's must not.
-                require_own(store, locator, place)
-                if able.embargo and level.rank:
-                    kept = require_embargo_kept(self._wish, store, locator, hint=self._way(place))
-                if able.visibility != "none" and not self.dry_run:
-                    level = store.raise_visibility(locator, level)
-            except AriError:
-                if not self.dry_run:
-                    change_record(self._checkpoint, lambda record: record.with_failure(place.ref))
-                raise
+        try:
+            locator = store.resolve(place.ref)
+            # What is gone cannot be promoted, and what is another's must not.
+            require_own(store, locator, place)
+            if able.embargo and level.rank:
+                kept = require_embargo_kept(self._wish, store, locator, hint=self._way(place))
+            if able.visibility != "none" and not self.dry_run:
+                level = store.raise_visibility(locator, level)
+        except AriError:
+            if not self.dry_run:
+                change_record(self._checkpoint, lambda record: record.with_failure(place.ref))
+            raise
         if not self.dry_run:
             change_record(self._checkpoint, lambda record: record.with_level(place.ref, str(level)))
         return Promoted(

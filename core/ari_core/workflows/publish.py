@@ -183,7 +183,7 @@ def publish(
             previous=previous_place(primary.store, before, *PUBLISHING),
             replace=replace,
         )
-        rehearse(primary, new)  # packing may take long
+        rehearse(primary, new, job.manifest.bundle_sha256)  # packing may take long
         if dry_run:
             _check_unchanged(job)
             copies = [_copied(job, target, None) for target in others]
@@ -272,7 +272,14 @@ def _copied(job: _Job, target: Target, source: Source | None) -> Copy:
     terms = Terms(job.limits, job.checkpoint, progress=job.progress)
     try:
         target.ready(None, job.warn)
-        return make_copy(target, source, terms, wish=job.wish, description=job.described_for(target))
+        return make_copy(
+            target,
+            source,
+            terms,
+            bundle_sha256=job.manifest.bundle_sha256,
+            wish=job.wish,
+            description=job.described_for(target),
+        )
     except AriError as error:
         return target.failed(error)
 
