@@ -59,7 +59,6 @@ from ari_core.layout import (
     ARTIFACTS,
     ID_DIGITS,
     META_MAX_BYTES,
-    META_NAME,
     MOST_DIGITS,
     Blob,
     Blobs,
@@ -67,7 +66,7 @@ from ari_core.layout import (
     is_id,
     key_of,
 )
-from ari_core.names import BUNDLE_NAME, MANIFEST_NAME, quoted
+from ari_core.names import BUNDLE_NAME, MANIFEST_NAME, META_NAME, quoted
 
 _ANOTHER: Final = "name another one with -o root=DIR"
 _SMALL: Final = "small"

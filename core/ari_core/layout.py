@@ -29,10 +29,9 @@ from ari_core.digests import is_sha256
 from ari_core.errors import AlreadyExists, IntegrityError, NotFound, Unavailable, Unsupported
 from ari_core.limits import Limits
 from ari_core.manifest import parse_manifest
-from ari_core.names import BUNDLE_NAME, MANIFEST_NAME, quoted
+from ari_core.names import BUNDLE_NAME, MANIFEST_NAME, META_NAME, quoted
 
 ARTIFACTS: Final = "artifacts"
-META_NAME: Final = "meta.json"
 ID_DIGITS: Final = 16
 """Digits of an id, unless a store is set to more."""
 MOST_DIGITS: Final = 64

@@ -15,6 +15,7 @@ from ari_core.limits import Limits, how_to_raise
 
 MANIFEST_NAME: Final = "manifest.lock"
 BUNDLE_NAME: Final = "bundle.tar.gz"
+META_NAME: Final = "meta.json"
 RECORD_NAME: Final = "publish_record.json"
 
 # Everything this program leaves half-done on a disk starts with this; no bundle may hold such a name.

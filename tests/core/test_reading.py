@@ -160,6 +160,37 @@ def test_a_folder_with_an_archive_in_it(here, bundle):
     assert found.form == "tar.gz"
 
 
+@pytest.mark.parametrize("files", [{"bundle.tar.gz"}, {"bundle.tar.gz", "meta.json"}], ids=len)
+def test_a_bundle_with_the_files_of_a_store_is_no_store(here, bundle, files):
+    """Else another bundle than the one in the folder is checked."""
+    inner = (here / "bundle.tar.gz").read_bytes()
+    made = make_tree(here / "folder", dict.fromkeys(files, inner))
+    assert verify("folder").bundle_sha256 == made.bundle_sha256
+    assert verify("folder", expect_sha256=made.bundle_sha256).ok
+    assert not verify("folder", expect_sha256=bundle.bundle_sha256).ok
+    (here / "folder/bundle.tar.gz").write_bytes(inner + b"\0")
+    with pytest.raises(UsageError, match="may be a stored bundle or a damaged unpacked one") as caught:
+        verify("folder")
+    assert "manifest.lock" in caught.value.hint
+    assert [problem.path for problem in verify("folder/manifest.lock").problems] == ["bundle.tar.gz"]
+
+
+def test_a_stored_bundle_with_the_files_of_a_store_is_read_by_its_name(here):
+    (here / "store").mkdir()
+    made = make_bundle(here / "store/bundle.tar.gz", {"bundle.tar.gz": b"x"})
+    shutil.rmtree(here / "store/bundle.tar.gz.tree")
+    (here / "store/manifest.lock").write_bytes(made.raw)
+    with pytest.raises(UsageError, match="may be a stored bundle") as caught:
+        verify("store")
+    assert "bundle.tar.gz" in caught.value.hint
+    assert verify("store/bundle.tar.gz", expect_sha256=made.bundle_sha256).ok
+
+
+def test_an_unpacked_bundle_may_lie_where_a_store_would_have_it(here):
+    made = make_tree(here / "artifacts/0123456789abcdef", {"meta.json": b"{}", "a": b""})
+    assert verify("artifacts/0123456789abcdef", expect_sha256=made.bundle_sha256).ok
+
+
 # -- anchors -----------------------------------------------------------------------------------------------------
 
 
@@ -199,8 +230,10 @@ def test_a_checkpoint_that_is_also_an_unpacked_bundle_is_not_guessed_about(here,
     make_tree(here / "cp")
     (here / "cp" / "code" / "run.py").write_text("evil")
     checkpoint(here / "cp", bundle.bundle_sha256, refs.file_ref(here / "bundle.tar.gz"))
-    with pytest.raises(UsageError, match="at once"):
+    with pytest.raises(UsageError, match="at once") as caught:
         verify("cp", expect_sha256=bundle.bundle_sha256)
+    assert "manifest.lock" in caught.value.hint
+    assert {problem.path for problem in verify("cp/manifest.lock").problems} >= {"code/run.py"}
 
 
 def test_an_honest_archive_in_an_altered_folder_does_not_make_the_folder_pass(here, bundle):
@@ -236,6 +269,14 @@ def test_no_honest_copy_vouches_for_the_folder_it_lies_in(here, bundle, stand_in
     assert not verify("s", expect_sha256=bundle.bundle_sha256).ok
     with pytest.raises(VerificationError):
         clone("s", "out", expect_sha256=bundle.bundle_sha256)
+
+
+def test_a_folder_can_be_named_by_its_manifest(here, bundle, monkeypatch):
+    make_tree(here / "unpacked")
+    assert verify("unpacked/manifest.lock", expect_sha256=bundle.bundle_sha256).ok
+    monkeypatch.chdir(here / "unpacked")
+    assert verify("manifest.lock", expect_sha256=bundle.bundle_sha256).ok
+    assert clone("manifest.lock", here / "copy", expect_sha256=bundle.bundle_sha256).file_count == len(FILES)
 
 
 def test_what_was_not_checked_is_named(here, bundle):

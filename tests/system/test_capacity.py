@@ -29,8 +29,7 @@ from ari_backends.s3.connection import ATTEMPTS
 from ari_backends.s3.promises import MEMORY
 from ari_backends.s3.settings import S3Settings
 from ari_core.contract import Locator, Owner, Visibility
-from ari_core.layout import META_NAME
-from ari_core.names import BUNDLE_NAME, MANIFEST_NAME
+from ari_core.names import BUNDLE_NAME, MANIFEST_NAME, META_NAME
 from ari_server import migrations, postgres, survey, turns
 from ari_server.config import load_config
 from ari_server.index import Index, _upsert

@@ -36,8 +36,8 @@ from ari_core.contract import (
 )
 from ari_core.digests import is_sha256
 from ari_core.errors import BackendError, IntegrityError, NotFound, Unavailable, Unsupported
-from ari_core.layout import ARTIFACTS, ID_DIGITS, META_NAME, MOST_DIGITS, Blobs, StoredLayout, key_of
-from ari_core.names import BUNDLE_NAME, quoted
+from ari_core.layout import ARTIFACTS, ID_DIGITS, MOST_DIGITS, Blobs, StoredLayout, key_of
+from ari_core.names import BUNDLE_NAME, META_NAME, quoted
 
 SERVING: Final = ".ari-registry.json"
 """Beside ``artifacts/``: which registry's database this store belongs to."""

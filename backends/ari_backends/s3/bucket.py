@@ -25,8 +25,8 @@ from ari_core.contract import Leftover, Source
 from ari_core.errors import (
     Unavailable,
 )
-from ari_core.layout import ARTIFACTS, META_MAX_BYTES, META_NAME, Blob, Blobs, is_id, key_of
-from ari_core.names import BUNDLE_NAME, MANIFEST_NAME
+from ari_core.layout import ARTIFACTS, META_MAX_BYTES, Blob, Blobs, is_id, key_of
+from ari_core.names import BUNDLE_NAME, MANIFEST_NAME, META_NAME
 
 NOTE_MOST: Final = 64
 """Bytes that a note has less of, and a ``meta.json`` more: so a listing tells them apart."""

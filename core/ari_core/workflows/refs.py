@@ -32,8 +32,8 @@ from ari_core.errors import (
 from ari_core.filerefs import file_ref, path_of
 from ari_core.fs import NotRegularError, open_regular, was_interrupted
 from ari_core.limits import Limits
-from ari_core.manifest import parse_manifest
-from ari_core.names import BUNDLE_NAME, MANIFEST_NAME, RECORD_NAME, quoted, unsafe_reason
+from ari_core.manifest import FileEntry, parse_manifest
+from ari_core.names import BUNDLE_NAME, MANIFEST_NAME, META_NAME, RECORD_NAME, quoted, unsafe_reason
 from ari_core.streams import ByteSource, ReadStream
 from ari_core.verification import Report, read_tree_manifest
 from ari_core.workflows.checkpoint import EAR, PUBLISHED
@@ -206,16 +206,17 @@ def _checkpoint(path: Path, limits: Limits) -> Path | None:
     """Returns the folder with the record that a path means, or None when it means something else."""
     if path.name == RECORD_NAME and path.is_file():
         return path.parent
-    if not path.is_dir() or not (path / RECORD_NAME).is_file() or _is_stored_artifact(path):
+    if not path.is_dir() or not (path / RECORD_NAME).is_file() or _is_stored_artifact(path, limits):
         return None
-    if os.path.lexists(path / MANIFEST_NAME) and not _holds_only_stored_files(path):
+    if os.path.lexists(path / MANIFEST_NAME):
         if not ((path / PUBLISHED).is_dir() or (path / EAR).is_dir()):
             return None
         if _may_be_unpacked_bundle(path, limits):
             # Guessing could check one thing while the user looks at the other.
             raise UsageError(
                 f"{quoted(str(path))} is a checkpoint and an unpacked bundle at once",
-                hint=f"name what you mean: {BUNDLE_NAME}, {PUBLISHED}/ or {RECORD_NAME} in it",
+                hint=f"name what you mean: {BUNDLE_NAME}, {PUBLISHED}/, {RECORD_NAME} or, for the folder as it "
+                f"lies there, {MANIFEST_NAME} in it",
             )
     return path
 
@@ -247,8 +248,10 @@ class _Opening:
                 f"a path takes no settings, but '{escape(next(iter(self._given)))}' is given",
                 hint="settings are for refs with a scheme, such as https://",
             )
+        if path.name == MANIFEST_NAME and path.is_file():
+            return self._unpacked(path.parent, expected)
         if path.is_dir():
-            if _is_stored_artifact(path):
+            if _is_stored_artifact(path, self._limits):
                 return self._remote(file_ref(path.absolute()) + "/", expected)
             return self._folder(path, expected)
         if not path.exists() and not path.is_symlink():
@@ -262,15 +265,16 @@ class _Opening:
         return Opened(file_ref(path.absolute()), _stem(path.name), expected, LocalFile(path), None, is_local=True)
 
     def _folder(self, path: Path, expected: Expected) -> Opened:
+        is_stores = _holds_only_stored_files(path, self._limits)
+        if os.path.lexists(path / MANIFEST_NAME) and not is_stores:
+            return self._unpacked(path, expected)
         name = path.resolve().name
-        if os.path.lexists(path / MANIFEST_NAME) and not _holds_only_stored_files(path):
-            return Opened(file_ref(path.absolute()), name, expected, None, path, is_local=True)
         inner = path / PUBLISHED
         if (inner / MANIFEST_NAME).is_file():
             return Opened(file_ref(inner.absolute()), name, expected, None, inner, is_local=True, beside=path)
         bundle = path / BUNDLE_NAME
         if bundle.is_file():
-            beside = None if _holds_only_stored_files(path) else path
+            beside = None if is_stores else path
             ref = file_ref(bundle.absolute())
             return Opened(ref, name, expected, LocalFile(bundle), None, is_local=True, beside=beside)
         if was_interrupted(path, PUBLISHED):
@@ -282,6 +286,9 @@ class _Opening:
             f"this is a folder without {MANIFEST_NAME}, {BUNDLE_NAME} or {RECORD_NAME}",
             hint="give the archive, the folder it was unpacked to, or the checkpoint it was published from",
         )
+
+    def _unpacked(self, path: Path, expected: Expected) -> Opened:
+        return Opened(file_ref(path.absolute()), path.resolve().name, expected, None, path, is_local=True)
 
     def _published(self, checkpoint: Path, record: Record, expected: Expected) -> Opened:
         if expected.bundle_sha256 is None:
@@ -361,28 +368,57 @@ class _OfRecord:
             yield stream
 
 
-def _is_stored_artifact(path: Path) -> bool:
+def _is_stored_artifact(path: Path, limits: Limits) -> bool:
     """Says whether a folder is an artifact of a store: it holds what no other folder of ours does."""
-    return (path / "meta.json").exists() and _claimed_exactly(path)
+    return (path / META_NAME).exists() and _claimed_exactly(path) and not _is_unpacked(path, META_NAME, limits)
 
 
-def _holds_only_stored_files(path: Path) -> bool:
-    """Says whether a folder is a store's: an archive and what stores put beside it, and nothing of a bundle."""
+def _holds_only_stored_files(path: Path, limits: Limits) -> bool:
+    """Says whether a folder is a store's: an archive and what stores put beside it, and nothing of a bundle.
+
+    Raises:
+        UsageError: It cannot be told, since the bundle has such a file itself.
+    """
     try:
         names = {entry.name for entry in path.iterdir()}
     except OSError:
         return False
-    return BUNDLE_NAME in names and all(_STORED.fullmatch(name) for name in names)
+    if BUNDLE_NAME not in names or not all(_STORED.fullmatch(name) for name in names):
+        return False
+    return not _is_unpacked(path, BUNDLE_NAME, limits)
+
+
+def _is_unpacked(path: Path, name: str, limits: Limits) -> bool:
+    """Says whether a file with the name of one of a store's is of an unpacked bundle.
+
+    Raises:
+        UsageError: The manifest beside it lists one, and it is not that one.
+    """
+    entry = next((entry for entry in _listed(path, limits) or () if entry.path == name), None)
+    if entry is None:
+        return False
+    if (path / name).stat().st_size == entry.size:
+        return True
+    # Guessing could check one thing while the user looks at the other.
+    raise UsageError(
+        f"{quoted(str(path))} may be a stored bundle or a damaged unpacked one: its {MANIFEST_NAME} lists another "
+        f"{quoted(name)} than lies there",
+        hint=f"name what you mean: {BUNDLE_NAME} or, for the folder as it lies there, {MANIFEST_NAME} in it",
+    )
 
 
 def _may_be_unpacked_bundle(path: Path, limits: Limits) -> bool:
     """Says whether files that a manifest lists lie beside it, or whether that cannot be told."""
+    listed = _listed(path, limits)
+    return listed is None or any(os.path.lexists(path / entry.path) for entry in listed)
+
+
+def _listed(path: Path, limits: Limits) -> tuple[FileEntry, ...] | None:
+    """Returns the files that the manifest in a folder lists; None if there is none to be read."""
     try:
-        raw = read_tree_manifest(path / MANIFEST_NAME, limits)
-        listed = parse_manifest(raw, limits).files
+        return parse_manifest(read_tree_manifest(path / MANIFEST_NAME, limits), limits).files
     except AriError:
-        return True
-    return any(os.path.lexists(path / entry.path) for entry in listed)
+        return None
 
 
 def _claimed_exactly(path: Path) -> bool:
