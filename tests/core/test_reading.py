@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import tarfile
@@ -189,6 +190,86 @@ def test_a_stored_bundle_with_the_files_of_a_store_is_read_by_its_name(here):
 def test_an_unpacked_bundle_may_lie_where_a_store_would_have_it(here):
     made = make_tree(here / "artifacts/0123456789abcdef", {"meta.json": b"{}", "a": b""})
     assert verify("artifacts/0123456789abcdef", expect_sha256=made.bundle_sha256).ok
+
+
+def store(folder, files):
+    """Stores a bundle as a registry's folder has it; returns where, and its manifest."""
+    made = make_bundle(folder / "b.tar.gz", files)
+    shutil.rmtree(folder / "b.tar.gz.tree")
+    archive = (folder / "b.tar.gz").read_bytes()
+    (folder / "b.tar.gz").unlink()
+    digest = hashlib.sha256(archive).hexdigest()
+    place = folder / "artifacts" / digest[:16]
+    place.mkdir(parents=True)
+    (place / "bundle.tar.gz").write_bytes(archive)
+    (place / "manifest.lock").write_bytes(made.raw)
+    (place / "meta.json").write_text(
+        json.dumps({"visibility": "public", "sha256": digest, "length": len(archive)})
+    )
+    return place, made
+
+
+@pytest.mark.parametrize("files", [{"meta.json", "a"}, {"meta.json"}, {"meta.json", "bundle.tar.gz"}], ids=len)
+def test_what_a_registry_stores_is_read_whatever_its_files_are_called(here, files):
+    place, made = store(here, dict.fromkeys(files, b"{}"))
+    for ref in (str(place), refs.file_ref(place) + "/"):
+        assert verify(ref, expect_sha256=made.bundle_sha256).archive_sha256.startswith(place.name)
+    checkpoint(here / "cp", made.bundle_sha256, refs.file_ref(place) + "/")
+    assert clone("cp", "out").bundle_sha256 == made.bundle_sha256
+
+
+def test_a_registrys_metadata_in_a_bundle_are_files_like_any_other(here):
+    """Even where the unpacked bundle lies as the artifact did that it was made of."""
+    place, _ = store(here / "registry", FILES)
+    files = {name: (place / name).read_bytes() for name in ("bundle.tar.gz", "meta.json")}
+    made = make_tree(here / "artifacts" / place.name, files)
+    assert verify(f"artifacts/{place.name}", expect_sha256=made.bundle_sha256).ok
+
+
+@pytest.mark.parametrize("files", [{"meta.json", "a"}, {"meta.json"}], ids=len)
+def test_an_altered_file_of_an_unpacked_bundle_is_named_where_a_store_would_have_it(here, files):
+    make_tree(here / "artifacts/0123456789abcdef", dict.fromkeys(files, b"{}"))
+    (here / "artifacts/0123456789abcdef/meta.json").write_bytes(b"{ }")
+    assert [p.path for p in verify("artifacts/0123456789abcdef").problems] == ["meta.json"]
+
+
+@pytest.mark.parametrize("manifest", ["whole", "junk", "renamed", "folder"])
+def test_a_store_planted_in_an_unpacked_bundle_does_not_vouch_for_it(here, manifest):
+    place, made = store(here, FILES)
+    make_tree(place)
+    (place / "code/run.py").write_text("evil()")
+    if manifest == "renamed":
+        for path in ("README.md", "code", "data"):
+            (place / path).rename(place / path.swapcase())
+    elif manifest == "folder":
+        (place / "manifest.lock").unlink()
+        (place / "manifest.lock").mkdir()
+    elif manifest == "junk":
+        (place / "manifest.lock").write_text("x")
+    assert not verify(str(place), expect_sha256=made.bundle_sha256).ok
+
+
+def test_what_lies_in_a_registrys_folder_without_a_manifest_is_named_as_not_checked(here):
+    place, made = store(here, FILES)
+    (place / "manifest.lock").unlink()
+    assert verify(str(place), expect_sha256=made.bundle_sha256).beside is None
+    (place / "evil.py").write_text("evil()")
+    assert verify(str(place), expect_sha256=made.bundle_sha256).beside == place
+
+
+def test_what_an_operating_system_left_in_a_registry_does_no_harm(here):
+    place, made = store(here, FILES)
+    (place / ".DS_Store").write_bytes(b"x")
+    found = verify(str(place), expect_sha256=made.bundle_sha256)
+    assert (found.ok, found.beside) == (True, place)
+
+
+@pytest.mark.parametrize("target", ["nowhere", "bundle.tar.gz", "../bundle.tar.gz"])
+def test_a_link_in_place_of_the_only_file_is_refused(here, bundle, target):
+    made = make_tree(here / "folder", {"bundle.tar.gz": (here / "bundle.tar.gz").read_bytes()})
+    (here / "folder/bundle.tar.gz").unlink()
+    (here / "folder/bundle.tar.gz").symlink_to(target)
+    assert not verify("folder", expect_sha256=made.bundle_sha256).ok
 
 
 # -- anchors -----------------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ from support.corpus import CASES, CHARACTERS, HONEST
 from support.fuzz import JSON, KEYS, PATHS, archives, damaged, mutations
 from support.programs import require
 
-from ari_core import names
+from ari_core import names, verify
 from ari_core.bundle.writer import header as written_header
 from ari_core.errors import AriError
 from ari_core.limits import Limits
@@ -580,6 +580,39 @@ def test_a_damaged_folder_is_refused(tmp_path, damage):
     damage(tmp_path / "top")
     assert refused_by_ari(tmp_path / "top", made.bundle_sha256)
     assert refusal(tmp_path / "top", made.bundle_sha256)
+
+
+@pytest.mark.parametrize("others", [(), ("bundle.tar.gz",), ("bundle.tar.gz", "meta.json")], ids=len)
+def test_a_folder_with_a_folder_for_a_manifest_is_refused_whatever_lies_beside(tmp_path, others):
+    """Not by `check_tree` alone: `ari verify` could also take the folder for a store's."""
+    top = tmp_path / "artifacts" / "0123456789abcdef"
+    (top / MANIFEST).mkdir(parents=True)
+    (top / MANIFEST / "unseen").touch()
+    for name in others:
+        (top / name).write_bytes(bundle(HONEST))
+    assert not verify(str(top), expect_sha256=DIGEST).ok
+    assert refusal(top, DIGEST)
+
+
+STORES = ("bundle.tar.gz", "meta.json", "bundle-0123456789abcdef.tar.gz")
+
+
+@pytest.mark.parametrize(
+    ("files", "given"),
+    [
+        *(
+            ((*names, *more), "")
+            for names in (STORES[:1], STORES[1:2], STORES[:2], STORES)
+            for more in ((), ("a",))
+        ),
+        *((("publish_record.json", inner), f"/{MANIFEST}") for inner in ("ear/x", "ear_published/x")),
+    ],
+)
+def test_a_whole_folder_is_accepted_by_ari_whatever_its_files_are_called(tmp_path, files, given):
+    top = tmp_path / "artifacts" / "0123456789abcdef"
+    made = make_tree(top, dict.fromkeys(files, bundle(HONEST)))
+    assert refusal(top, made.bundle_sha256) is None
+    assert verify(f"{top}{given}", expect_sha256=made.bundle_sha256).ok
 
 
 def test_a_whole_folder_is_accepted_also_through_a_link(tmp_path):

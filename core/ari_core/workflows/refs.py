@@ -6,6 +6,7 @@ everything with a scheme, and about folders that one of them claims as exactly i
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -34,8 +35,8 @@ from ari_core.fs import NotRegularError, open_regular, was_interrupted
 from ari_core.limits import Limits
 from ari_core.manifest import FileEntry, parse_manifest
 from ari_core.names import BUNDLE_NAME, MANIFEST_NAME, META_NAME, RECORD_NAME, quoted, unsafe_reason
-from ari_core.streams import ByteSource, ReadStream
-from ari_core.verification import Report, read_tree_manifest
+from ari_core.streams import CHUNK, ByteSource, ReadStream
+from ari_core.verification import OS_FILES, Report, read_tree_manifest
 from ari_core.workflows.checkpoint import EAR, PUBLISHED
 
 if TYPE_CHECKING:
@@ -252,7 +253,8 @@ class _Opening:
             return self._unpacked(path.parent, expected)
         if path.is_dir():
             if _is_stored_artifact(path, self._limits):
-                return self._remote(file_ref(path.absolute()) + "/", expected)
+                opened = self._remote(file_ref(path.absolute()) + "/", expected)
+                return replace(opened, beside=path) if _not_stores(path) else opened
             return self._folder(path, expected)
         if not path.exists() and not path.is_symlink():
             if path.parent.is_dir() and _claimed_exactly(path):  # more, or fewer, digits of an id than are stored
@@ -370,7 +372,16 @@ class _OfRecord:
 
 def _is_stored_artifact(path: Path, limits: Limits) -> bool:
     """Says whether a folder is an artifact of a store: it holds what no other folder of ours does."""
-    return (path / META_NAME).exists() and _claimed_exactly(path) and not _is_unpacked(path, META_NAME, limits)
+    if not (path / META_NAME).exists() or not _claimed_exactly(path):
+        return False
+    if not os.path.lexists(path / MANIFEST_NAME):
+        return True
+    # Where there is more beside a manifest, it may be an unpacked bundle that somebody put a store's files into.
+    if not _not_stores(path) <= OS_FILES:
+        return False
+    entry = _entry(path, META_NAME, limits)
+    # A store's own tells the digest of an archive: no bundle in that archive lists it.
+    return entry is None or ((path / BUNDLE_NAME).exists() and not _is_listed(path, entry))
 
 
 def _holds_only_stored_files(path: Path, limits: Limits) -> bool:
@@ -379,38 +390,53 @@ def _holds_only_stored_files(path: Path, limits: Limits) -> bool:
     Raises:
         UsageError: It cannot be told, since the bundle has such a file itself.
     """
-    try:
-        names = {entry.name for entry in path.iterdir()}
-    except OSError:
+    if not (path / BUNDLE_NAME).is_file() or _not_stores(path):
         return False
-    if BUNDLE_NAME not in names or not all(_STORED.fullmatch(name) for name in names):
-        return False
-    return not _is_unpacked(path, BUNDLE_NAME, limits)
-
-
-def _is_unpacked(path: Path, name: str, limits: Limits) -> bool:
-    """Says whether a file with the name of one of a store's is of an unpacked bundle.
-
-    Raises:
-        UsageError: The manifest beside it lists one, and it is not that one.
-    """
-    entry = next((entry for entry in _listed(path, limits) or () if entry.path == name), None)
+    entry = _entry(path, BUNDLE_NAME, limits)
     if entry is None:
-        return False
-    if (path / name).stat().st_size == entry.size:
         return True
+    if (path / BUNDLE_NAME).stat().st_size == entry.size:
+        return False
     # Guessing could check one thing while the user looks at the other.
     raise UsageError(
         f"{quoted(str(path))} may be a stored bundle or a damaged unpacked one: its {MANIFEST_NAME} lists another "
-        f"{quoted(name)} than lies there",
+        f"{quoted(BUNDLE_NAME)} than lies there",
         hint=f"name what you mean: {BUNDLE_NAME} or, for the folder as it lies there, {MANIFEST_NAME} in it",
     )
+
+
+def _not_stores(path: Path) -> set[str]:
+    """Returns the names in a folder that no store gives to what it puts there."""
+    try:
+        found = list(path.iterdir())
+    except OSError as error:
+        raise from_os_error(error, f"reading {quoted(str(path))}") from error
+    return {
+        entry.name
+        for entry in found
+        if not _STORED.fullmatch(entry.name) or (entry.name == MANIFEST_NAME and entry.is_dir())
+    }
+
+
+def _is_listed(path: Path, entry: FileEntry) -> bool:
+    """Says whether a file in a folder is the one that a manifest lists."""
+    with LocalFile(path / entry.path).open() as stream:
+        digest, left = hashlib.sha256(), entry.size
+        while left >= 0 and (data := stream.read(CHUNK)):
+            digest.update(data)
+            left -= len(data)
+    return left == 0 and digest.hexdigest() == entry.sha256
 
 
 def _may_be_unpacked_bundle(path: Path, limits: Limits) -> bool:
     """Says whether files that a manifest lists lie beside it, or whether that cannot be told."""
     listed = _listed(path, limits)
     return listed is None or any(os.path.lexists(path / entry.path) for entry in listed)
+
+
+def _entry(path: Path, name: str, limits: Limits) -> FileEntry | None:
+    """Returns what the manifest in a folder says of a file; None if nothing."""
+    return next((entry for entry in _listed(path, limits) or () if entry.path == name), None)
 
 
 def _listed(path: Path, limits: Limits) -> tuple[FileEntry, ...] | None:
